@@ -1,0 +1,1 @@
+"""Pictures with their words: the procedural world, folders and shards."""
