@@ -86,9 +86,10 @@ class Wanted:
         for mine, its in ((self.a, scene.a), (self.b, scene.b)):
             if (mine is None) != (its is None):
                 return False
-            if mine is not None and its is not None:
-                if (mine.colour, mine.shape) != its.pair or mine.size not in (None, its.size):
-                    return False
+            if mine is None or its is None:
+                continue
+            if (mine.colour, mine.shape) != its.pair or mine.size not in (None, its.size):
+                return False
         return self.floor in (None, scene.floor) and self.wall in (None, scene.wall)
 
 
@@ -159,7 +160,7 @@ def _grammar() -> tuple[re.Pattern[str], dict[str, tuple[Arrangement, bool]], di
     relations: dict[str, tuple[Arrangement, bool]] = {}
     for forward, table in ((True, _FORWARD), (False, _BACKWARD)):
         for kind, phrases in table.items():
-            relations |= {phrase: (kind, forward) for phrase in phrases}
+            relations |= dict.fromkeys(phrases, (kind, forward))
     for forward, table in ((True, _WITH_FORWARD), (False, _WITH_BACKWARD)):
         for kind, phrases in table.items():
             relations |= {f"with {phrase}": (kind, forward) for phrase in phrases}

@@ -10,9 +10,10 @@ when samples have been averaged. Light is linear until the last step, sRGB after
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from math import ceil, cos, floor, sin
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy as np
 from safelight.data.stilllife.layout import Body, Layout, lay_out, support
 from safelight.data.stilllife.shadows import proxy_frames, shadow
 from safelight.data.stilllife.trace import CAMERA_DISTANCE, Hits, trace
-from safelight.data.stilllife.world import COLOURS, FLOORS, WALLS, Scene
+from safelight.data.stilllife.world import Scene
 
 # sRGB, 0-255.
 COLOUR_RGB = {
@@ -184,7 +185,7 @@ def _boxes(picture: int, lay: Layout, size: int) -> list[_Box]:
 
 def _hide(boxes: list[_Box], k: int) -> None:
     """Where two things of a picture overlap on the screen, forget the samples of the farther."""
-    for a, b in zip(boxes, boxes[1:], strict=False):
+    for a, b in itertools.pairwise(boxes):
         if a.picture != b.picture or a.hits is None or b.hits is None:
             continue
         top, left = max(a.top, b.top), max(a.left, b.left)
@@ -280,14 +281,14 @@ def _background(
     return light, np.broadcast_to(depth, shade.shape).astype(f4)
 
 
-@lru_cache(maxsize=None)
+@cache
 def linear(rgb: tuple[int, int, int]) -> np.ndarray:
     """sRGB 0-255 -> linear light 0-1, float32 (3,)."""
     c = np.array(rgb, np.float64) / 255.0
     return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _srgb_table() -> np.ndarray:
     x = np.arange(4097) / 4096.0
     y = np.where(x <= 0.0031308, 12.92 * x, 1.055 * x ** (1 / 2.4) - 0.055)

@@ -11,10 +11,11 @@ import numpy as np
 from safelight.data.stilllife import layout as geometry
 from safelight.data.stilllife.layout import Body, Vec
 
+_CUBE, _BALL = geometry.CUBE_HALF * 1.15, geometry.SPHERE_RADIUS
 # Half axes and height of the middle for a large thing, in its own frame.
 _PROXY: dict[str, tuple[Vec, float]] = {
-    "cube": ((geometry.CUBE_HALF * 1.15,) * 3, 0.0),
-    "sphere": ((geometry.SPHERE_RADIUS,) * 3, 0.0),
+    "cube": ((_CUBE, _CUBE, _CUBE), 0.0),
+    "sphere": ((_BALL, _BALL, _BALL), 0.0),
     "cylinder": (
         (
             geometry.CYLINDER_RADIUS * 1.06,

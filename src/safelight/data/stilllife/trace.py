@@ -8,7 +8,6 @@ o·d = 0 and t is measured from that plane (negative towards the viewer). Arrays
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import cos, sin
 
 import numpy as np
 
@@ -150,7 +149,7 @@ def _from_other(
     return shadow(local, lamp[..., None, None], cast=0.45, contact=0.40)
 
 
-# -- surfaces: (o, d) -> t, hit, unit normal, for a large thing in its own frame --------------------
+# -- surfaces: (o, d) -> t, hit, unit normal, for a large thing in its own frame ------------------
 
 
 def _sphere(o: Triple, d: Triple) -> tuple[np.ndarray, np.ndarray, Triple]:
@@ -218,6 +217,8 @@ def _torus(o: Triple, d: Triple) -> tuple[np.ndarray, np.ndarray, Triple]:
     t = -np.sqrt(np.maximum(reach * reach - (o[0] ** 2 + o[1] ** 2 + o[2] ** 2), 0.0))
     # The slab |y| <= tube holds the ring: start where the ray enters it.
     np.maximum(t, (tube - o[1] * np.sign(-d[1])) / -np.abs(d[1]), out=t)
+    x, y, z = o
+    away = tube_distance = gap = radial = t
     for _ in range(_TORUS_STEPS):
         x, y, z = o[0] + t * d[0], o[1] + t * d[1], o[2] + t * d[2]
         radial = np.sqrt(x * x + z * z)

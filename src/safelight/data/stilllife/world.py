@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import lru_cache
+from functools import cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -115,7 +115,7 @@ class Scene:
 # -- hold-outs ------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
+@cache
 def is_held_out_combination(arrangement: int, a: tuple[str, str], b: tuple[str, str]) -> bool:
     """Whether the canonical tuple is one of the ~15 % kept from training (unseen pairs aside)."""
     if arrangement == Arrangement.LEFT_RIGHT and b < a:
