@@ -1,0 +1,74 @@
+"""``safelight stilllife``: look at the world that the tiny family is trained on."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from safelight.errors import InvalidRequest
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+_WORDING = 202  # a stream of random numbers that the scenes do not use
+
+
+class Part(StrEnum):
+    """The parts of the world, see :mod:`safelight.data.stilllife.world`."""
+
+    train = "train"
+    val = "val"
+    combo = "combo"
+    pair = "pair"
+    all = "all"
+
+
+@app.callback()
+def _stilllife() -> None:
+    """Draw scenes of still life, the procedural tabletop that the tiny family is trained on."""
+
+
+@app.command()
+def sheet(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the sheet goes.")],
+    count: Annotated[int, typer.Option(min=1, max=10_000, help="How many scenes.")] = 25,
+    size: Annotated[int, typer.Option(min=16, max=1024, help="Side of a scene in pixels.")] = 128,
+    columns: Annotated[int, typer.Option(min=1, help="Scenes in a row.")] = 5,
+    scale: Annotated[int, typer.Option(min=1, max=16, help="Whole-number enlargement.")] = 1,
+    seed: Annotated[int, typer.Option("-s", "--seed", min=0, help="The series of scenes.")] = 0,
+    start: Annotated[int, typer.Option(min=0, help="Index of the first scene.")] = 0,
+    split: Annotated[
+        Part,
+        typer.Option(
+            help="train and val never show held-out things; combo shows held-out combinations, "
+            "pair never-seen colour-shape pairs, all everything."
+        ),
+    ] = Part.train,
+    varied: Annotated[
+        bool, typer.Option("--varied", help="Captions in varied wording, as in training.")
+    ] = False,
+) -> None:
+    """A contact sheet: scenes in rows, each above its caption."""
+    from PIL import Image
+
+    from safelight.data import stilllife
+
+    if output.suffix.lower() not in Image.registered_extensions():
+        raise InvalidRequest(
+            "output", f"cannot tell the format of {output}.", "Name it .png, .jpg or .webp."
+        )
+    scenes = list(stilllife.scenes(seed, start, count, split.value))
+    words = None
+    if varied:
+        words = [
+            stilllife.caption(scene, stilllife.generator(seed, index, _WORDING))
+            for index, scene in enumerate(scenes, start)
+        ]
+    picture = stilllife.contact_sheet(
+        scenes, captions=words, size=size, scale=scale, columns=min(columns, count)
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(output)
+    typer.echo(f"{count} scenes of {split.value}, seed {seed}: {output}")
