@@ -137,7 +137,7 @@ def timesteps(
             the default, or ``min``, the schedule's smallest.
         next_step: DDIM goes to the next listed timestep instead of the reference's ``t - T//N``.
         fractional: the multistep family tells the network the exact fractional timestep of a karras
-            or exponential level, where the reference rounds or truncates it.
+            or exponential level, where the reference tells it a whole number.
         lcm_steps, lcm_strength: the grid a consistency model was distilled on, and the share of it
             that is used (image-to-image of the reference's LCM pipelines).
         explicit_timesteps: descending, in 0..T-1, instead of ``n``.
@@ -189,9 +189,8 @@ def timesteps(
         levels = make(n or 0, float(high), float(low))
         ts = np.asarray([schedule.timestep(s) for s in levels])
         if family == "multistep" and not fractional:
-            # The network is told a whole number, the solver keeps the exact level. The reference
-            # rounds karras; exponential it cuts off (1e-3: what float32 noise may take away).
-            ts = np.floor(ts + 1e-3) if spacing == "exponential" else np.round(ts)
+            # The network is told a whole number, the solver keeps the exact level.
+            ts = np.round(ts)
     _sound(levels, schedule)
 
     stride = schedule.steps // (n or len(ts))

@@ -31,6 +31,7 @@ def dpmpp(
     variant: Literal["midpoint", "heun"] = "midpoint",
     lower_order_final: bool = True,
     euler_at_final: bool = False,
+    bend: Literal["exact", "reference"] = "exact",
 ) -> Solver:
     """Multistep DPM-Solver++ (Algorithm 2 and its third-order form) or its SDE (Eq. 18 on).
 
@@ -41,6 +42,8 @@ def dpmpp(
         lower_order_final: under 15 steps, end with orders 2 and 1. A step to sigma 0 is always
             of order 1: nothing else is finite there.
         euler_at_final: end with order 1 at any number of steps.
+        bend: weight of the second derivative in the third-order SDE. The reference has a sign
+            wrong there (a weight near -1 instead of near 0); ``reference`` repeats it.
     """
     x, ask = begin(x, schedule, grid, len(grid))
     total = len(grid.timesteps)
@@ -57,7 +60,7 @@ def dpmpp(
             now = min(now, 2)
         if target == sigma:  # karras down to the smallest sigma: the last step stands still
             continue
-        x = _step(x, history[-now:], target, sde, variant, noise)
+        x = _step(x, history[-now:], target, sde, variant, noise, bend)
     return x
 
 
@@ -68,6 +71,7 @@ def _step(
     sde: bool,
     variant: str,
     noise: Noise | None,
+    bend: str,
 ) -> Tensor:
     """From the newest sigma in ``history`` to ``target``, of order ``len(history)``."""
     sigma, d0 = history[-1]
@@ -97,8 +101,10 @@ def _step(
         r1 = math.log(sigma2 / sigma1) / step
         near, far = (d0 - d1) / r0, (d1 - d2) / r1
         slope = near + r0 / (r0 + r1) * (near - far)
-        bend = (near - far) / (r0 + r1)
-        x = x + first * slope + (a_next * (0.5 - (h - weight) / h**2)) * bend
+        second = 0.5 - (h - weight) / h**2
+        if sde and bend == "reference":
+            second -= 1.0
+        x = x + first * slope + (a_next * second / (r0 + r1)) * (near - far)
     if sde:
         x = x + (s_next * math.sqrt(weight)) * draw(noise, sigma, target, x)
     return x

@@ -33,6 +33,13 @@ def _x0(pred: Tensor, y: Tensor, sigma: float, kind: str) -> Tensor:
     return read_x0(pred, y / math.hypot(1, sigma), sigma, kind)
 
 
+def _toward(y: Tensor, x0: Tensor, sigma: float, target: float) -> Tensor:
+    """The Euler step ``y + (target - sigma) (y - x0) / sigma``, written as a mean of its ends: no
+    large numbers cancel when sigma is 4096 (zero terminal SNR)."""
+    ratio = target / sigma
+    return ratio * y + (1 - ratio) * x0
+
+
 def euler(
     x: Tensor,
     schedule: Schedule,
@@ -69,7 +76,7 @@ def euler(
         pred = yield ask(y / math.hypot(1, sigma), t, sigma, call)
         # With the reference's late churn, eps is read at the new level and v at the old one.
         x0 = _x0(pred, churned, hat, kind) if kind == "epsilon" else _x0(pred, churned, sigma, kind)
-        y = churned + (target - hat) / hat * (churned - x0)
+        y = _toward(churned, x0, hat, target)
     return _end(y, grid)
 
 
@@ -94,7 +101,7 @@ def euler_ancestral(
         # target^2 = up^2 + down^2, with up the standard deviation of DDPM's posterior.
         up = min(target, eta * target * math.sqrt(max(0.0, 1 - (target / sigma) ** 2)))
         down = math.sqrt(target**2 - up**2)
-        y = y + (down - sigma) / sigma * (y - x0)
+        y = _toward(y, x0, sigma, down)
         if up > 0:
             y = y + up * draw(noise, sigma, target, y)
     return _end(y, grid)
