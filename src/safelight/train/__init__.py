@@ -1,0 +1,1 @@
+"""Training: one loop, small objectives, TOML recipes."""

@@ -1,0 +1,176 @@
+"""Training a small CLIP (Radford et al. 2021, figure 3) on still life.
+
+Batches are made of groups of scenes that differ in one way each (see
+:mod:`safelight.data.renders`), so that neither tower can match pictures and captions by
+background or by one object alone. An auxiliary head on the image embedding names every attribute
+of the scene; it is thrown away after training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from safelight.data import stilllife
+from safelight.data.renders import GROUP
+from safelight.data.stilllife import Scene
+from safelight.errors import InvalidRequest
+from safelight.nets.clip import TextTower, VisionTower
+from safelight.spec import TextSpec, VisionSpec
+from safelight.text.tokenizer import Tokenizer, learn_vocabulary
+from safelight.train.pictures import Stream, clip_normalised, key, save_grid, validation
+from safelight.train.recipe import Recipe
+
+ATTRIBUTE_CLASSES = {
+    "arrangement": 4,
+    "shape_a": len(stilllife.SHAPES),
+    "colour_a": len(stilllife.COLOURS),
+    "shape_b": len(stilllife.SHAPES) + 1,
+    "colour_b": len(stilllife.COLOURS) + 1,
+}
+"""What a picture is judged by. Classes of ``_b`` include "no second object", the last one."""
+
+
+def attribute_targets(scenes: list[Scene]) -> Tensor:
+    """``(N, 5)`` class numbers in the order of :data:`ATTRIBUTE_CLASSES`."""
+    table = stilllife.attribute_array(scenes)
+    columns = [table[:, stilllife.ATTRIBUTES.index(name)] for name in ATTRIBUTE_CLASSES]
+    classes = np.stack(columns, axis=1)
+    absent = np.array(list(ATTRIBUTE_CLASSES.values())) - 1
+    return torch.from_numpy(np.where(classes < 0, absent, classes))
+
+
+class AttributeHead(nn.Module):
+    """From an embedding to logits for every attribute."""
+
+    def __init__(self, width: int, hidden: int = 512) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, sum(ATTRIBUTE_CLASSES.values()))
+        )
+
+    def forward(self, embedding: Tensor) -> list[Tensor]:
+        return list(self.layers(embedding).split(list(ATTRIBUTE_CLASSES.values()), dim=1))
+
+
+def attribute_loss(logits: list[Tensor], targets: Tensor) -> Tensor:
+    """Sum of the cross-entropies."""
+    return torch.stack(
+        [F.cross_entropy(part, targets[:, i]) for i, part in enumerate(logits)]
+    ).sum()
+
+
+def all_right(logits: list[Tensor], targets: Tensor) -> Tensor:
+    """Which pictures have every attribute right, ``(N,)`` bool."""
+    said = torch.stack([part.argmax(1) for part in logits], dim=1)
+    return (said == targets).all(1)
+
+
+class ContrastiveModel(nn.Module):
+    """Both towers, the temperature and the auxiliary head."""
+
+    def __init__(self, text: TextSpec, vision: VisionSpec) -> None:
+        super().__init__()
+        self.text, self.vision = TextTower(text), VisionTower(vision)
+        self.logit_scale = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
+        self.head = AttributeHead(vision.projection_width)
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+
+    def forward(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        image = self.vision(pixels).embedding
+        text = self.text(ids).embedding
+        assert text is not None
+        return image, text, self.logit_scale.clamp(max=np.log(100.0)).exp(), self.head(image)
+
+
+def load_clip(folder: Path) -> tuple[TextTower, VisionTower, Tokenizer]:
+    """The towers and tokenizer that :meth:`ContrastiveObjective.export` wrote."""
+    text = TextTower(TextSpec.model_validate_json((folder / "text.json").read_text()))
+    vision = VisionTower(VisionSpec.model_validate_json((folder / "vision.json").read_text()))
+    text.load_state_dict(load_file(folder / "text.safetensors"))
+    vision.load_state_dict(load_file(folder / "vision.safetensors"))
+    return text.eval(), vision.eval(), Tokenizer.from_folder(folder / "tokenizer")
+
+
+class ContrastiveObjective:
+    """See the file's head."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        if recipe.clip is None:
+            raise InvalidRequest("clip", "the recipe has no such section.")
+        self.recipe, self.settings = recipe, recipe.clip
+        vocab, merges = learn_vocabulary(stilllife.all_captions_corpus(20000, 0), 400)
+        text = recipe.clip.text
+        if len(vocab) != text.vocab_size:
+            raise InvalidRequest(
+                "clip.text.vocab_size", f"{text.vocab_size}, but the captions give {len(vocab)}."
+            )
+        self.tokenizer = Tokenizer.from_vocab(vocab, merges, context_length=text.context_length)
+        torch.manual_seed(recipe.seed)
+        self.module: ContrastiveModel = ContrastiveModel(text, recipe.clip.vision)
+        self.stream = Stream(recipe.data, recipe.seed)
+
+    def _ids(self, captions: list[str]) -> Tensor:
+        ids = torch.tensor(self.tokenizer.tokens(captions))
+        # Attention is causal: nothing after the end token reaches it, so the tail can go.
+        return ids[:, : int((ids == self.settings.text.eos_id).int().argmax(1).max()) + 1]
+
+    def batch(self, start: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        places, flips = self.stream.places(start, count, group=GROUP)
+        scenes = self.stream.seen_scenes(places, flips)
+        seed = self.recipe.seed
+        captions = [stilllife.caption(s, key(seed, start + i, 4)) for i, s in enumerate(scenes)]
+        pixels = clip_normalised(self.stream.pixels(places, flips))
+        return pixels, self._ids(captions), attribute_targets(scenes)
+
+    def loss(self, module: nn.Module, batch: Any) -> tuple[Tensor, Mapping[str, float]]:
+        pixels, ids, targets = batch
+        image, text, scale, logits = module(pixels, ids)
+        similarity = scale * F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
+        own = torch.arange(len(ids))
+        contrast = (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2
+        attributes = attribute_loss(logits, targets)
+        return contrast + self.settings.attribute_weight * attributes, {
+            "contrast": float(contrast.detach()),
+            "top1": float((similarity.argmax(1) == own).float().mean()),
+            "attributes": float(attributes.detach()),
+            "all_right": float(all_right(logits, targets).float().mean()),
+        }
+
+    def validate(self, module: nn.Module) -> Mapping[str, float]:
+        """Matching within groups of 256, and the auxiliary head, on held-out pictures."""
+        numbers = {}
+        for split in ("val", "combo", "pair"):
+            pixels, scenes = validation(self.recipe.data, split, 512)
+            captions = [stilllife.plain_caption(s) for s in scenes]
+            image, text, _, logits = module(clip_normalised(pixels), self._ids(captions))
+            similarity = F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
+            # Two scenes of the set may have one caption: either is then right.
+            same = torch.tensor([[a == b for b in captions] for a in captions])
+            hit = same[torch.arange(len(captions)), similarity.argmax(1)]
+            numbers[f"top1_{split}"] = round(float(hit.float().mean()), 4)
+            right = all_right(logits, attribute_targets(scenes))
+            numbers[f"attributes_{split}"] = round(float(right.float().mean()), 4)
+        return numbers
+
+    def sample(self, module: nn.Module, path: Path) -> None:
+        pixels, _ = validation(self.recipe.data, "combo", 12)
+        save_grid([pixels], path)
+
+    def export(self, module: nn.Module, folder: Path) -> None:
+        """Writes both towers, their specs and the tokenizer."""
+        assert isinstance(module, ContrastiveModel)
+        for name, tower in (("text", module.text), ("vision", module.vision)):
+            state = {k: v.contiguous() for k, v in tower.state_dict().items()}
+            save_file(state, folder / f"{name}.safetensors")
+            (folder / f"{name}.json").write_text(tower.spec.model_dump_json(indent=1))
+        self.tokenizer.save(folder / "tokenizer")

@@ -1,0 +1,217 @@
+"""The one training loop.
+
+Progress is counted in pictures. Everything random in a batch is keyed by (run seed, index of the
+picture in the run), so a run that was interrupted continues as if it had not been: run the same
+command again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from safelight.train.ema import EMA
+from safelight.train.recipe import OptimRecipe, Recipe
+
+log = logging.getLogger(__name__)
+
+
+class Objective(Protocol):
+    """What a stage trains: its module, its batches, its loss."""
+
+    module: nn.Module
+
+    def batch(self, start: int, count: int) -> Any:
+        """Pictures ``start`` to ``start + count`` of the run, ready for :meth:`loss`."""
+        ...
+
+    def loss(self, module: nn.Module, batch: Any) -> tuple[Tensor, Mapping[str, float]]:
+        """The loss to descend, and numbers worth a log line."""
+        ...
+
+    def validate(self, module: nn.Module) -> Mapping[str, float]:
+        """Numbers on held-out pictures."""
+        ...
+
+    def sample(self, module: nn.Module, path: Path) -> None:
+        """Write a grid that shows how far the stage is."""
+        ...
+
+    def export(self, module: nn.Module, folder: Path) -> None:
+        """Write the trained part as a folder that later stages read."""
+        ...
+
+
+def learning_rate(optim: OptimRecipe, seen: int, total: int) -> float:
+    """The rate after ``seen`` of ``total`` pictures: warm-up, constant, decay."""
+    rate = optim.lr
+    if seen < optim.warmup:
+        return rate * (seen + 1) / optim.warmup
+    start = total * (1 - optim.decay)
+    if optim.decay and seen > start:
+        left = max(0.0, (total - seen) / (total - start))
+        return rate * (left if optim.decay_shape == "linear" else 0.5 - 0.5 * math.cos(math.pi * left))
+    return rate
+
+
+class Run:
+    """One training run: recipe, objective, and where it is.
+
+    Args:
+        progress: called after every step with (pictures seen, total, numbers).
+        stop_after: seconds after which to checkpoint and stop, for machines on loan.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        objective: Objective,
+        *,
+        progress: Any = None,
+        stop_after: float | None = None,
+    ) -> None:
+        self.recipe, self.objective, self.progress = recipe, objective, progress
+        self.stop_after = stop_after
+        self.accelerator = Accelerator(
+            gradient_accumulation_steps=recipe.optim.accumulation, cpu=not torch.cuda.is_available()
+        )
+        module = objective.module
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        optim = recipe.optim
+        optimizer = torch.optim.AdamW(
+            trainable, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
+        )
+        self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+        self.ema = EMA(self.plain, recipe.ema.decay)
+        self.seen, self.seconds = 0, 0.0
+        self.folder = recipe.output
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._resume()
+
+    @property
+    def plain(self) -> nn.Module:
+        """The module without accelerate's wrapper."""
+        return self.accelerator.unwrap_model(self.module)
+
+    def go(self) -> dict[str, float]:
+        """Train to the end; returns the last validation numbers."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        recipe, total = self.recipe, self.recipe.images
+        board = SummaryWriter(str(self.folder / "tensorboard")) if self._main else None
+        began, started_at = time.monotonic(), self.seconds
+        numbers: dict[str, float] = {}
+        while self.seen < total:
+            loss, logged = self._step()
+            self.seconds = started_at + time.monotonic() - began
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss} after {self.seen} pictures; the last checkpoint in "
+                    f"{self.folder} is intact. Lower optim.lr or raise optim.warmup."
+                )
+            if board is not None and self.seen // 1024 != (self.seen - recipe.optim.batch) // 1024:
+                for key, value in {"loss": loss, **logged}.items():
+                    board.add_scalar(f"train/{key}", value, self.seen)
+            if self.progress is not None:
+                self.progress(self.seen, total, {"loss": loss, **logged})
+            stopping = self.stop_after is not None and time.monotonic() - began > self.stop_after
+            last = self.seen >= total or stopping
+            if last or self._due(recipe.save_every):
+                self._save()
+            if last or self._due(recipe.sample_every):
+                numbers = self._show(board)
+            if stopping:
+                break
+        if self._main:
+            self.objective.export(self._averaged(), self.folder)
+        return numbers
+
+    def _step(self) -> tuple[float, Mapping[str, float]]:
+        recipe, optim = self.recipe, self.recipe.optim
+        rate = learning_rate(optim, self.seen, recipe.images)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        for _ in range(optim.accumulation):
+            with self.accelerator.accumulate(self.module):
+                batch = self.objective.batch(self.seen + rank * optim.batch, optim.batch)
+                loss, logged = self.objective.loss(self.module, batch)
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.module.parameters(), optim.clip)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            self.seen += optim.batch * world
+        self.ema.update(self.plain)
+        return float(loss.detach()), {**logged, "lr": rate}
+
+    # -- checkpoints ---------------------------------------------------------------------------
+
+    @property
+    def _main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def _due(self, every: int) -> bool:
+        step = self.recipe.optim.batch * self.recipe.optim.accumulation
+        return self.seen // every != (self.seen - step * self.accelerator.num_processes) // every
+
+    def _save(self) -> None:
+        if not self._main:
+            return
+        part = self.folder / "checkpoint.part"
+        torch.save(
+            {
+                "module": self.plain.state_dict(),
+                "ema": self.ema.state_dict(),
+                "updates": self.ema.updates,
+                "optimizer": self.optimizer.state_dict(),
+                "seen": self.seen,
+                "seconds": self.seconds,
+            },
+            part,
+        )
+        part.replace(self.folder / "checkpoint.pt")
+
+    def _resume(self) -> None:
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+        self.plain.load_state_dict(state["module"])
+        self.ema.load(state["ema"], state["updates"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.seen, self.seconds = state["seen"], state["seconds"]
+        log.info("resuming %s at %d pictures", self.recipe.name, self.seen)
+
+    def _averaged(self) -> nn.Module:
+        """The module with its averaged weights, in evaluation mode, beside the trained one."""
+        import copy
+
+        twin = copy.deepcopy(self.plain)
+        twin.load_state_dict(self.ema.state_dict())
+        return twin.eval()
+
+    def _show(self, board: Any) -> dict[str, float]:
+        if not self._main:
+            return {}
+        averaged = self._averaged()
+        with torch.no_grad():
+            numbers = dict(self.objective.validate(averaged))
+            self.objective.sample(averaged, self.folder / f"samples-{self.seen:08d}.png")
+        self.objective.export(averaged, self.folder)
+        for key, value in numbers.items():
+            board.add_scalar(f"val/{key}", value, self.seen)
+        record = {"seen": self.seen, "seconds": round(self.seconds, 1), **numbers}
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        log.info("%s: %s", self.recipe.name, record)
+        return numbers
