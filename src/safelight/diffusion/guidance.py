@@ -77,7 +77,7 @@ def composed(scale: float, prompts: Mapping[int, float], *, unconditional: int =
 
 
 def interval(inside: Program, low: float, high: float, outside: Program | None = None) -> Program:
-    """``inside`` where ``low < sigma <= high``, elsewhere ``outside`` (one plain branch by default).
+    """``inside`` where ``low < sigma <= high``, elsewhere ``outside`` (by default a plain branch).
 
     Args:
         low, high: noise levels, ``sqrt((1 - ā) / ā)``; 0 and ``math.inf`` for the whole run.

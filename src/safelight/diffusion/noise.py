@@ -98,8 +98,8 @@ class BrownianPath:
         self._seed = picture_seed(seed, picture)
         self._shape = tuple(shape)
         zero = np.zeros(self._shape)
-        self._root = (0, _CELLS, zero, self._normal(0, 0).astype(np.float64))
-        self._trail = [self._root]
+        whole = (0, _CELLS, zero, self._normal(0, 0).astype(np.float64))
+        self._trail: list[tuple[int, int, np.ndarray, np.ndarray]] = [whole]
 
     def _normal(self, level: int, index: int) -> np.ndarray:
         return _keyed(self._shape, "brownian", self._seed, level, index)

@@ -35,7 +35,7 @@ from safelight.diffusion.schedule import Schedule, rates
 from safelight.diffusion.solvers.base import Ask, Solver
 from safelight.diffusion.solvers.dpm import dpmpp
 from safelight.diffusion.solvers.first_order import ddim, ddpm, lcm
-from safelight.diffusion.solvers.pndm import pndm
+from safelight.diffusion.solvers.pndm import call_list, pndm
 from safelight.diffusion.solvers.sigma_space import euler, euler_ancestral, heun, lms
 from safelight.diffusion.solvers.unipc import unipc
 from safelight.errors import InvalidRequest
@@ -52,7 +52,6 @@ class Info:
         stochastic: needs a noise source with its default options.
         options: what it presets over its function's defaults.
         brownian: profits from consistent noise between step counts (SDE solvers).
-        image: the grid's levels are what the sample is at, so a run may start inside it.
     """
 
     name: str
@@ -158,10 +157,17 @@ def solve(
     return info.function(x, schedule, grid, noise, **dict(info.options), **options)
 
 
-def calls(name: str, grid: Grid) -> int:
-    """How often a run asks the network (before guidance): N; PNDM N + 1; Heun 2 N - 1."""
-    if _info(name).function is heun:
+def calls(name: str, grid: Grid, **options: Any) -> int:
+    """How often a run asks the network (before guidance): N; PNDM N + 1; Heun 2 N - 1.
+
+    Args:
+        options: those given to :func:`solve`; few matter.
+    """
+    function = _info(name).function
+    if function is heun:
         return 2 * len(grid) - (grid.targets[-1] == 0)
+    if function is pndm:
+        return len(call_list(grid, options.get("restart", "reference")))
     return len(grid)
 
 

@@ -20,10 +20,20 @@ from safelight.diffusion.solvers.base import Solver, begin, read_eps
 
 # Adams-Bashforth, newest first (Eq. 9).
 _WEIGHTS = {
+    1: (1.0,),
     2: (3 / 2, -1 / 2),
     3: (23 / 12, -16 / 12, 5 / 12),
     4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 }
+
+
+def call_list(grid: Grid, restart: str = "reference") -> list[float]:
+    """The timesteps the network is asked at."""
+    calls = list(grid.timesteps[grid.begin :])
+    if restart == "exact" and grid.begin > 0:
+        calls = list(dict.fromkeys(calls))
+        calls = [*calls[:2], *calls[1:]]
+    return calls
 
 
 def pndm(
@@ -45,10 +55,7 @@ def pndm(
             the network's for the whole run. ``exact`` repeats the second timestep of the run
             actually made, so sample and timestep agree; one call more.
     """
-    calls = list(grid.timesteps[grid.begin :])
-    if restart == "exact" and grid.begin > 0:
-        calls = list(dict.fromkeys(calls))
-        calls = [*calls[:2], *calls[1:]]
+    calls = call_list(grid, restart)
     x, ask = begin(x, schedule, grid, len(calls))
     kind = schedule.prediction_type
     raw = kind == "epsilon" or (kind == "v" and v_history == "raw")
@@ -65,14 +72,9 @@ def pndm(
             x = start
         else:
             history = [pred, *history][:4]
-            if len(history) == 1:
-                direction = pred
-            else:
-                weights = _WEIGHTS[len(history)]
-                direction = sum(
-                    (w * e for w, e in zip(weights[1:], history[1:], strict=True)),
-                    weights[0] * history[0],
-                )
+            direction = _WEIGHTS[len(history)][0] * history[0]
+            for weight, older in zip(_WEIGHTS[len(history)][1:], history[1:], strict=True):
+                direction = direction + weight * older
         x = _transfer(x, direction, source, target, schedule, "v" if kind == "v" and raw else "")
     return x
 
