@@ -1,0 +1,1 @@
+"""Bytes to objects and back: weights, folders, single files, hub ids, pictures."""
