@@ -1,0 +1,10 @@
+"""Measuring pictures: the judge, the cross-check, Fréchet distance, probes, scores.
+
+    from safelight.evaluate import prompts, score
+    table = score.score(generate, prompts.load("held_out"), judge)
+
+`prompts` are the fixed lists, `judge` the learned reader of pictures, `segment` the reader that is
+not learned, `frechet` the distance between sets, `probe` what an embedding holds, and `score` puts
+them together. No part of training, of checkpoint or guidance choice, or of re-ranking reads the
+test lists.
+"""
