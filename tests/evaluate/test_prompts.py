@@ -50,9 +50,9 @@ def test_tuning_shares_no_seed_and_no_combination_with_the_tests() -> None:
 
     def combinations(name: str) -> set[object]:
         return {
-            frozenset((p.scene().arrangement, *(t.pair for t in p.scene().things)))
-            for p in prompts.load(name)
-            if p.scene().arrangement != Arrangement.SINGLE
+            (s.arrangement, *(thing.pair for thing in s.things))
+            for s in (p.scene() for p in prompts.load(name))
+            if s.arrangement != Arrangement.SINGLE
         }
 
     for name in TESTS:

@@ -132,7 +132,7 @@ def digest(data: bytes) -> str:
 
 
 def _combination(scene: Scene) -> frozenset[object]:
-    """Arrangement and the two things, in either order: what two lists must not share."""
+    """Arrangement and the two things, in whatever order: stricter than the hold-outs' own rule."""
     return frozenset({scene.arrangement, *(thing.pair for thing in scene.things)})
 
 
