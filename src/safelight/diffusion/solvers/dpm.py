@@ -31,7 +31,7 @@ def dpmpp(
     variant: Literal["midpoint", "heun"] = "midpoint",
     lower_order_final: bool = True,
     euler_at_final: bool = False,
-    bend: Literal["exact", "reference"] = "exact",
+    bend: Literal["authors", "taylor", "diffusers"] = "authors",
 ) -> Solver:
     """Multistep DPM-Solver++ (Algorithm 2 and its third-order form) or its SDE (Eq. 18 on).
 
@@ -42,8 +42,10 @@ def dpmpp(
         lower_order_final: under 15 steps, end with orders 2 and 1. A step to sigma 0 is always
             of order 1: nothing else is finite there.
         euler_at_final: end with order 1 at any number of steps.
-        bend: weight of the second derivative in the third-order SDE. The reference has a sign
-            wrong there (a weight near -1 instead of near 0); ``reference`` repeats it.
+        bend: weight of the second derivative in the third order. ``authors``: that of the authors'
+            code and of k-diffusion. It is half of what the Taylor expansion gives (``taylor``,
+            which is of third order where the others are of second). ``diffusers``: the same as
+            ``authors``, but with diffusers' wrong sign in the SDE (near -1 instead of near 0).
     """
     x, ask = begin(x, schedule, grid, len(grid))
     total = len(grid.timesteps)
@@ -102,8 +104,10 @@ def _step(
         near, far = (d0 - d1) / r0, (d1 - d2) / r1
         slope = near + r0 / (r0 + r1) * (near - far)
         second = 0.5 - (h - weight) / h**2
-        if sde and bend == "reference":
-            second -= 1.0
+        if bend == "taylor":
+            second *= 2  # the integral of e^{u-h} (u/h)^2
+        elif bend == "diffusers" and sde:
+            second -= 1
         x = x + first * slope + (a_next * second / (r0 + r1)) * (near - far)
     if sde:
         x = x + (s_next * math.sqrt(weight)) * draw(noise, sigma, target, x)
