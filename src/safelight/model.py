@@ -1,0 +1,283 @@
+"""A model: its spec, its networks, its tokenizer, on a device in a dtype.
+
+Sources, in this order: a folder in the published layout, an original single file, the family
+that ships inside the package, the local hub cache, and the network when it may be asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from safelight.diffusion.schedule import Schedule
+from safelight.errors import InvalidRequest, ModelNotFound, WeightsError
+from safelight.nets.clip import TextTower, VisionTower
+from safelight.nets.unet import UNet
+from safelight.nets.vae import VAE
+from safelight.spec import ModelSpec
+from safelight.store.weights import load_into, read_weights, sha256
+from safelight.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+FAMILY = Path(__file__).parent / "family"
+"""The shipped models."""
+
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "half": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+}
+
+
+class Cache:
+    """A small bounded map, least recently used out first; safe to share between threads."""
+
+    def __init__(self, size: int = 256) -> None:
+        self._size, self._lock = size, threading.Lock()
+        self._items: OrderedDict[Hashable, Tensor] = OrderedDict()
+
+    def get(self, key: Hashable) -> Tensor | None:
+        with self._lock:
+            if key in self._items:
+                self._items.move_to_end(key)
+            return self._items.get(key)
+
+    def put(self, key: Hashable, value: Tensor) -> None:
+        with self._lock:
+            self._items[key] = value
+            while len(self._items) > self._size:
+                self._items.popitem(last=False)
+
+
+@dataclass(eq=False)
+class Model:
+    """A loaded model. Its weights are shared by all who use it and never change."""
+
+    spec: ModelSpec
+    unet: UNet
+    vae: VAE
+    text: TextTower | None = None
+    vision: VisionTower | None = None
+    tokenizer: Tokenizer | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    source: str = "memory"
+    digest: str = ""
+    """SHA-256 over the weights' own digests; empty for a model made in memory."""
+    notes: tuple[str, ...] = ()
+    """What loading found worth telling: fallbacks, unofficial copies."""
+    text_cache: Cache = field(default_factory=Cache)
+
+    def __post_init__(self) -> None:
+        self.schedule = Schedule.from_spec(self.spec.schedule)
+        for net in self.networks.values():
+            net.requires_grad_(False).eval().to(self.device, self.dtype)
+        if self.spec.vae.force_float32:
+            self.vae.float()
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that are there, by component name."""
+        parts = {"unet": self.unet, "vae": self.vae, "text": self.text, "vision": self.vision}
+        return {name: net for name, net in parts.items() if net is not None}
+
+    @classmethod
+    def load(
+        cls,
+        name: str | Path = "tiny",
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        variant: str | None = None,
+        local_only: bool | None = None,
+    ) -> Model:
+        """Load a model by shipped name, folder, file or hub id.
+
+        Args:
+            device: default: CUDA where there is one, else MPS, else the CPU.
+            dtype: ``float32``, ``float16`` or ``bfloat16``; default float32 on the CPU, float16
+                on CUDA for full-size models, float32 for the tiny family.
+            variant: ``fp16``, ``non_ema``: which of a folder's files to prefer.
+            local_only: never ask the network; default: only when HF_HUB_OFFLINE says so.
+
+        Raises:
+            ModelNotFound, WeightsError, InvalidRequest: with what to do about it.
+        """
+        place = pick_device(device)
+        family = FAMILY / str(name) / "model.json"
+        if family.is_file():
+            return _load_family(cls, family, place, pick_dtype(dtype, place, tiny=True))
+        from safelight.store.folder import read_folder
+        from safelight.store.hub import resolve
+
+        found = resolve(name, variant=variant, local_only=local_only)
+        path = Path(found.path)
+        if path.is_dir():
+            contents = read_folder(path, variant=variant)
+        else:
+            from safelight.store.single_file import read_single_file
+
+            contents = read_single_file(path)
+        return _assemble(
+            cls, contents, path, place, pick_dtype(dtype, place, tiny=False), found.notes
+        )
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or the best there is."""
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise InvalidRequest("device", f"unknown device {device!r}.", "cpu, cuda or mps") from None
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidRequest("device", "this PyTorch finds no CUDA device.", "Use --device cpu.")
+    if place.type == "mps" and not torch.backends.mps.is_available():
+        raise InvalidRequest("device", "this PyTorch finds no Apple GPU.", "Use --device cpu.")
+    return place
+
+
+def pick_dtype(
+    dtype: str | torch.dtype | None, device: torch.device, *, tiny: bool
+) -> torch.dtype:
+    """The dtype asked for, or the device's default; refuses what is known not to work."""
+    if dtype is None:
+        return torch.float16 if device.type == "cuda" and not tiny else torch.float32
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise InvalidRequest("dtype", f"unknown dtype {dtype!r}.", "float32, float16, bfloat16")
+        dtype = DTYPES[dtype]
+    if device.type == "cpu" and dtype == torch.float16:
+        raise InvalidRequest(
+            "dtype", "float16 on the CPU is emulated, slow and overflows.", "Use float32."
+        )
+    return dtype
+
+
+def _load_family(
+    cls: type[Model], card: Path, device: torch.device, dtype: torch.dtype
+) -> Model:
+    """A shipped model: ``model.json`` holds its spec and where its (shared) files lie."""
+    try:
+        record: dict[str, Any] = json.loads(card.read_text())
+        spec = ModelSpec.model_validate(record["spec"])
+        files: dict[str, dict[str, str]] = record["files"]
+    except (ValueError, KeyError) as error:
+        raise WeightsError(card, f"is damaged: {error}.", "Install Safelight again.") from error
+    nets: dict[str, nn.Module] = {}
+    for part, build in _builders(spec).items():
+        path = FAMILY / files[part]["path"]
+        if not path.is_file():
+            raise WeightsError(path, "is missing.", "Install Safelight again.")
+        if sha256(path) != files[part]["sha256"]:
+            raise WeightsError(path, "does not match its SHA-256.", "Install Safelight again.")
+        nets[part] = _build(build, path, dtype)
+    tokenizer = Tokenizer.from_folder(FAMILY / files["tokenizer"]["path"])
+    digest = _digest(file["sha256"] for part, file in sorted(files.items()) if "sha256" in file)
+    return cls(
+        spec=spec,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+        source=f"shipped:{spec.name}",
+        digest=digest,
+        **nets,  # type: ignore[arg-type]
+    )
+
+
+def _assemble(
+    cls: type[Model],
+    contents: Any,
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    notes: Any,
+) -> Model:
+    spec: ModelSpec = contents.spec
+    nets: dict[str, nn.Module] = {}
+    digests = []
+    for part, build in _builders(spec).items():
+        tensors = contents.tensors[part]
+        with torch.device("meta"):
+            net = build()
+        load_into(net, tensors, dtype=dtype)
+        nets[part] = net
+        digests.append(f"{part}:{tensors.file}")
+    tokenizer = None
+    if contents.tokenizer is not None:
+        tokenizer = Tokenizer.from_folder(contents.tokenizer)
+    return cls(
+        spec=spec,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+        source=str(path),
+        digest=_folder_digest(contents),
+        notes=(*notes, *contents.notes),
+        **nets,  # type: ignore[arg-type]
+    )
+
+
+def _builders(spec: ModelSpec) -> dict[str, Any]:
+    builders: dict[str, Any] = {
+        "unet": lambda: UNet(spec.unet),
+        "vae": lambda: VAE(spec.vae),
+    }
+    if spec.text is not None:
+        text = spec.text
+        builders["text"] = lambda: TextTower(text)
+    if spec.vision is not None:
+        vision = spec.vision
+        builders["vision"] = lambda: VisionTower(vision)
+    return builders
+
+
+def _build(build: Any, path: Path, dtype: torch.dtype) -> nn.Module:
+    with torch.device("meta"):
+        net = build()
+    load_into(net, read_weights(path), dtype=dtype)
+    return net
+
+
+def _digest(parts: Any) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _folder_digest(contents: Any) -> str:
+    """Of names, shapes and sizes: hashing gigabytes would cost more than a picture."""
+    rows = [
+        f"{part}/{name}:{tuple(entry.shape)}"
+        for part, tensors in sorted(contents.tensors.items())
+        for name, entry in sorted(tensors.entries.items())
+    ]
+    files = [f"{t.file}:{Path(t.file).stat().st_size}" for t in contents.tensors.values()
+             if Path(t.file).is_file()]
+    return _digest([Path(f).name for f in files] + rows)
+
+
+def shipped() -> list[str]:
+    """Names of the models inside the package."""
+    return sorted(p.parent.name for p in FAMILY.glob("*/model.json"))
+
+
+def not_found(name: str) -> ModelNotFound:
+    """The error for a name that nothing answers to."""
+    return ModelNotFound(f"no model {name!r}. Shipped: {', '.join(shipped()) or 'none'}.")
