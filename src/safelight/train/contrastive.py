@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from safelight.data import stilllife
+from safelight.data.attributes import ATTRIBUTE_CLASSES, attribute_classes
 from safelight.data.renders import GROUP
 from safelight.data.stilllife import Scene
 from safelight.errors import InvalidRequest
@@ -28,23 +29,10 @@ from safelight.text.tokenizer import Tokenizer, learn_vocabulary
 from safelight.train.pictures import Stream, clip_normalised, key, save_grid, validation
 from safelight.train.recipe import Recipe
 
-ATTRIBUTE_CLASSES = {
-    "arrangement": 4,
-    "shape_a": len(stilllife.SHAPES),
-    "colour_a": len(stilllife.COLOURS),
-    "shape_b": len(stilllife.SHAPES) + 1,
-    "colour_b": len(stilllife.COLOURS) + 1,
-}
-"""What a picture is judged by. Classes of ``_b`` include "no second object", the last one."""
-
 
 def attribute_targets(scenes: list[Scene]) -> Tensor:
     """``(N, 5)`` class numbers in the order of :data:`ATTRIBUTE_CLASSES`."""
-    table = stilllife.attribute_array(scenes)
-    columns = [table[:, stilllife.ATTRIBUTES.index(name)] for name in ATTRIBUTE_CLASSES]
-    classes = np.stack(columns, axis=1)
-    absent = np.array(list(ATTRIBUTE_CLASSES.values())) - 1
-    return torch.from_numpy(np.where(classes < 0, absent, classes))
+    return torch.from_numpy(attribute_classes(scenes))
 
 
 class AttributeHead(nn.Module):

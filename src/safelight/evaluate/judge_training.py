@@ -1,0 +1,216 @@
+"""Training the judge on real renders of all combinations.
+
+    python -m safelight.evaluate.judge_training -o runs/judge [--images 160000] [--minutes 10]
+
+Run the same command again to continue. Every picture is a render of still life's split "all",
+from a series that nothing else reads, mirrored or not and lightly worn (colour, blur, lost
+resolution, fine and blotchy noise), so that the judge does not stumble over what an autoencoder
+leaves out. It never sees an autoencoder's or a generator's pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from safelight.data.attributes import attribute_classes, mirrored_classes
+from safelight.data.renders import open_renders, scenes_of
+from safelight.data.stilllife import Split
+from safelight.evaluate.judge import Judge, JudgeNet, JudgeSpec, resized
+from safelight.store.weights import save_safetensors, sha256
+
+SERIES = 5
+"""Series of split "all": of the judge alone."""
+PICTURES = 49152
+HELD_OUT: dict[Split, tuple[int, int]] = {"val": (2, 4096), "combo": (3, 4096), "pair": (4, 2048)}
+"""Series and number of pictures of the validation sets."""
+
+BATCH, LR, WARMUP, WEIGHT_DECAY = 64, 2e-3, 4000, 0.02
+
+
+def random(seed: int, index: int, stream: int) -> torch.Generator:
+    """Random numbers of one batch of the run, whenever it is made."""
+    return torch.Generator().manual_seed((seed * 1009 + stream) * 1_000_003 + index)
+
+
+def worn(pixels: Tensor, rng: torch.Generator) -> Tensor:
+    """Pictures ``(N, 3, H, W)`` in [-1, 1], each worn in its own random way, or not at all."""
+    n, _, height, width = pixels.shape
+
+    def uniform(low: float, high: float, channels: int = 1) -> Tensor:
+        return low + (high - low) * torch.rand(n, channels, 1, 1, generator=rng)
+
+    def sometimes(share: float) -> Tensor:
+        return (torch.rand(n, 1, 1, 1, generator=rng) < share).float()
+
+    x = pixels * uniform(0.94, 1.06, 3) + uniform(-0.05, 0.05, 3)
+    # Blur of up to one pixel, by going part of the way to the picture blurred by one pixel.
+    taps = torch.exp(-0.5 * torch.arange(-2.0, 3.0) ** 2)
+    kernel = torch.outer(taps, taps) / taps.sum() ** 2
+    padded = F.pad(x, (2, 2, 2, 2), mode="replicate")
+    blurred = F.conv2d(padded, kernel.expand(3, 1, 5, 5).contiguous(), groups=3)
+    x = x + sometimes(0.4) * uniform(0.0, 1.0) * (blurred - x)
+    # Lost resolution: drawn at down to 60 % and brought back.
+    side = int(height * float(torch.empty(1).uniform_(0.6, 0.95, generator=rng)))
+    small = F.interpolate(x, size=(side, side), mode="bilinear", antialias=True)
+    again = F.interpolate(small, size=(height, width), mode="bilinear")
+    x = x + sometimes(0.25) * (again - x)
+    blotches = F.interpolate(torch.randn(n, 3, 16, 16, generator=rng), size=(height, width))
+    x = x + sometimes(0.3) * uniform(0.0, 0.06) * blotches
+    x = x + sometimes(0.4) * uniform(0.0, 0.08) * torch.randn(x.shape, generator=rng)
+    return x.clamp(-1.0, 1.0)
+
+
+class Training:
+    """A run: where it is, and how to go on."""
+
+    def __init__(self, folder: Path, renders: Path, images: int, seed: int = 0) -> None:
+        self.folder, self.images, self.seed = folder, images, seed
+        self.cache = renders
+        self.pictures = open_renders(
+            renders, seed=SERIES, split="all", size=64, count=PICTURES, workers=1
+        )
+        classes = attribute_classes(scenes_of(SERIES, PICTURES, "all"))
+        self.targets = {False: classes, True: mirrored_classes(classes)}
+        torch.manual_seed(seed)
+        self.net = JudgeNet(JudgeSpec()).to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=LR, weight_decay=WEIGHT_DECAY, fused=True
+        )
+        self.seen, self.wall, self.cpu = 0, 0.0, 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "checkpoint.pt"
+        if file.exists():
+            state = torch.load(file, weights_only=True)
+            self.net.load_state_dict(state["net"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.seen, self.wall, self.cpu = state["seen"], state["wall"], state["cpu"]
+
+    def batch(self, start: int) -> tuple[Tensor, Tensor]:
+        """Pictures ``start`` to ``start + BATCH`` of the run, and their classes."""
+        epoch, place = divmod(start, PICTURES)
+        order = torch.randperm(PICTURES, generator=random(self.seed, epoch, 1)).numpy()
+        rows = np.sort(order[place : place + BATCH])
+        flips = (torch.rand(BATCH, generator=random(self.seed, start, 2)) < 0.5).numpy()
+        pictures = np.array(self.pictures[rows])
+        pictures[flips] = pictures[flips][:, :, ::-1]
+        classes = np.where(flips[:, None], self.targets[True][rows], self.targets[False][rows])
+        pixels = worn(resized(pictures, 64), random(self.seed, start, 3))
+        return pixels.to(memory_format=torch.channels_last), torch.from_numpy(classes)
+
+    def rate(self) -> float:
+        """Learning rate: linear warm-up, then half a cosine to zero."""
+        if self.seen < WARMUP:
+            return LR * (self.seen + BATCH) / WARMUP
+        return LR * 0.5 * (1 + math.cos(math.pi * (self.seen - WARMUP) / (self.images - WARMUP)))
+
+    def step(self) -> tuple[float, float]:
+        """One step; the loss and the share of pictures with everything right."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        pixels, targets = self.batch(self.seen)
+        logits = self.net.train()(pixels)
+        loss = torch.stack([F.cross_entropy(k, targets[:, i]) for i, k in enumerate(logits)]).sum()
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.seen += BATCH
+        said = torch.stack([k.argmax(1) for k in logits], dim=1)
+        return loss.item(), float((said == targets).all(1).float().mean())
+
+    def go(self, minutes: float) -> None:
+        """Train to the end, or for ``minutes`` of wall time."""
+        wall, cpu, stop = time.monotonic(), time.process_time(), time.monotonic() + 60 * minutes
+        losses: list[tuple[float, float]] = []
+        while self.seen < self.images and time.monotonic() < stop:
+            losses.append(self.step())
+            if self.seen % (BATCH * 50) == 0:
+                loss, right = np.mean(losses[-50:], axis=0)
+                took = time.monotonic() - wall
+                print(f"{self.seen} {took:.0f}s loss {loss:.3f} right {right:.3f}", flush=True)
+            if self.seen % (BATCH * 150) == 0 or self.seen >= self.images:
+                self.wall, wall = self.wall + time.monotonic() - wall, time.monotonic()
+                self.cpu, cpu = self.cpu + time.process_time() - cpu, time.process_time()
+                self.save()
+            if self.seen % (BATCH * 450) == 0:
+                print(self.seen, self.measure(512), flush=True)
+
+    def save(self) -> None:
+        """Checkpoint, and the judge as it is now."""
+        part = self.folder / "checkpoint.part"
+        torch.save(
+            {
+                "net": self.net.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "seen": self.seen,
+                "wall": self.wall,
+                "cpu": self.cpu,
+            },
+            part,
+        )
+        part.replace(self.folder / "checkpoint.pt")
+        export(self.net, self.folder / "judge.safetensors")
+
+    def measure(self, count: int | None = None) -> dict[str, float]:
+        """All attributes right on each validation set, of the judge as it would ship."""
+        judge = Judge.load(self.folder / "judge.safetensors")
+        return {split: measure(judge, self.cache, split, count) for split in HELD_OUT}
+
+
+def measure(judge: Judge, cache: Path, split: Split, count: int | None = None) -> float:
+    """Share of held-out real renders on which the judge has every attribute right."""
+    series, total = HELD_OUT[split]
+    count = count or total
+    pictures = open_renders(cache, seed=series, split=split, size=64, count=total, workers=1)
+    truth = attribute_classes(scenes_of(series, count, split))
+    return float((judge.classes(np.array(pictures[:count])) == truth).all(1).mean())
+
+
+def export(net: JudgeNet, file: Path) -> None:
+    """Write the judge in float16, and its spec beside it."""
+    state = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
+    save_safetensors(file, state)
+    file.with_suffix(".json").write_text(net.spec.model_dump_json(indent=1) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """See the file's head."""
+    parser = argparse.ArgumentParser(prog="python -m safelight.evaluate.judge_training")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--renders", type=Path, default=Path("runs/renders"))
+    parser.add_argument("--images", type=int, default=160_000)
+    parser.add_argument("--minutes", type=float, default=math.inf)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--measure", action="store_true", help="only measure the saved judge")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    file = options.output / "judge.safetensors"
+    if options.measure:
+        judge = Judge.load(file)
+        numbers = {split: measure(judge, options.renders, split) for split in HELD_OUT}
+        print(json.dumps({"sha256": sha256(file), **numbers}))
+        return
+    training = Training(options.output, options.renders, options.images // BATCH * BATCH)
+    training.go(options.minutes)
+    if training.seen >= training.images:
+        record = {
+            "pictures_seen": training.seen,
+            "wall_seconds": round(training.wall, 1),
+            "cpu_seconds": round(training.cpu, 1),
+            "sha256": sha256(file),
+            "all_right": training.measure(),
+        }
+        (options.output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+        print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()
