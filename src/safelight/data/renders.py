@@ -100,3 +100,38 @@ def open_renders(
         part.rename(path)
         done.write_text(json.dumps({"seed": seed, "split": split, "size": size, "count": count}))
     return np.load(path, mmap_mode="r")
+
+
+def _label(job: tuple[int, Split, int, int]) -> np.ndarray:
+    seed, split, start, stop = job
+    scenes = [s for i in range(start, stop) for s in scene_at(seed, i, split)]
+    masks = stilllife.render_full(scenes, 2 * PATCHES, oversample=1).masks
+    n = len(scenes)
+    cover = masks.reshape(n, masks.shape[1], PATCHES, 2, PATCHES, 2).sum((3, 5))
+    labels = np.zeros((n, PATCHES, PATCHES), dtype=np.uint8)
+    for k in range(cover.shape[1]):
+        labels[cover[:, k] >= 2] = k + 1
+    return labels
+
+
+PATCHES = 8
+"""Patches along a side in :func:`open_labels`."""
+
+
+def open_labels(folder: str | Path, *, seed: int, split: Split, count: int) -> np.ndarray:
+    """Which object each patch of the pictures of :func:`open_renders` mostly shows.
+
+    Returns:
+        uint8 ``(count, PATCHES, PATCHES)``: 0 neither, 1 object a, 2 object b.
+    """
+    path = Path(folder) / f"stilllife-{split}-{seed}-labels-{count}.npy"
+    if not path.exists():
+        groups = -(-count // GROUP)
+        step = _CHUNK // GROUP
+        jobs = [(seed, split, i, min(i + step, groups)) for i in range(0, groups, step)]
+        with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+            labels = np.concatenate(pool.map(_label, jobs))[:count]
+        with path.with_suffix(".part").open("wb") as file:
+            np.save(file, labels)
+        path.with_suffix(".part").rename(path)
+    return np.load(path)

@@ -2,8 +2,12 @@
 
 Batches are made of groups of scenes that differ in one way each (see
 :mod:`safelight.data.renders`), so that neither tower can match pictures and captions by
-background or by one object alone. An auxiliary head on the image embedding names every attribute
-of the scene; it is thrown away after training.
+background or by one object alone.
+
+Contrast alone teaches a small vision transformer slowly. Two auxiliary heads, thrown away after
+training, help it: one names every attribute of the scene from either tower's embedding, so that
+both learn one layout of the shared space; one names, for each patch of the picture, the object
+it shows.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from torch import Tensor, nn
 
 from safelight.data import stilllife
 from safelight.data.attributes import ATTRIBUTE_CLASSES, attribute_classes
-from safelight.data.renders import GROUP
+from safelight.data.renders import GROUP, open_labels
 from safelight.data.stilllife import Scene
 from safelight.errors import InvalidRequest
 from safelight.nets.clip import TextTower, VisionTower
@@ -61,23 +65,44 @@ def all_right(logits: list[Tensor], targets: Tensor) -> Tensor:
     return (said == targets).all(1)
 
 
+PATCH_CLASSES = (3, len(stilllife.SHAPES) + 1, len(stilllife.COLOURS) + 1)
+"""What a patch shows: neither, object a or object b; its shape; its colour (0: none)."""
+
+
+def patch_targets(labels: np.ndarray, scenes: list[Scene]) -> Tensor:
+    """Labels ``(N, P, P)`` of :func:`open_labels` to class numbers ``(N, P * P, 3)``."""
+    table = stilllife.attribute_array(scenes)
+    flat = labels.reshape(len(labels), -1).astype(np.int64)
+    columns = [flat]
+    for name in ("shape", "colour"):
+        a, b = (table[:, stilllife.ATTRIBUTES.index(f"{name}_{x}")] for x in "ab")
+        by_object = np.stack([np.zeros_like(a), a + 1, b + 1], axis=1)
+        columns.append(np.take_along_axis(by_object, flat, axis=1))
+    return torch.from_numpy(np.stack(columns, axis=2))
+
+
 class ContrastiveModel(nn.Module):
-    """Both towers, the temperature and the auxiliary head."""
+    """Both towers, the temperature and the auxiliary heads."""
 
     def __init__(self, text: TextSpec, vision: VisionSpec) -> None:
         super().__init__()
         self.text, self.vision = TextTower(text), VisionTower(vision)
         self.logit_scale = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
         self.head = AttributeHead(vision.projection_width)
+        self.patch_head = nn.Sequential(
+            nn.LayerNorm(vision.width), nn.Linear(vision.width, sum(PATCH_CLASSES))
+        )
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
 
-    def forward(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        image = self.vision(pixels).embedding
+    def forward(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Image and text embeddings, the temperature's scale, and the patch head's logits."""
+        seen = self.vision(pixels)
         text = self.text(ids).embedding
         assert text is not None
-        return image, text, self.logit_scale.clamp(max=np.log(100.0)).exp(), self.head(image)
+        scale = self.logit_scale.clamp(max=np.log(100.0)).exp()
+        return seen.embedding, text, scale, self.patch_head(seen.states[:, 1:])
 
 
 def load_clip(folder: Path) -> tuple[TextTower, VisionTower, Tokenizer]:
@@ -106,31 +131,51 @@ class ContrastiveObjective:
         torch.manual_seed(recipe.seed)
         self.module: ContrastiveModel = ContrastiveModel(text, recipe.clip.vision)
         self.stream = Stream(recipe.data, recipe.seed)
+        data = recipe.data
+        self.labels = open_labels(data.cache, seed=data.seed, split=data.split, count=data.count)
 
     def _ids(self, captions: list[str]) -> Tensor:
         ids = torch.tensor(self.tokenizer.tokens(captions))
         # Attention is causal: nothing after the end token reaches it, so the tail can go.
         return ids[:, : int((ids == self.settings.text.eos_id).int().argmax(1).max()) + 1]
 
-    def batch(self, start: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self, start: int, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         places, flips = self.stream.places(start, count, group=GROUP)
         scenes = self.stream.seen_scenes(places, flips)
         seed = self.recipe.seed
         captions = [stilllife.caption(s, key(seed, start + i, 4)) for i, s in enumerate(scenes)]
         pixels = clip_normalised(self.stream.pixels(places, flips))
-        return pixels, self._ids(captions), attribute_targets(scenes)
+        labels = self.labels[places]
+        labels[flips] = labels[flips][:, :, ::-1]
+        for i in np.flatnonzero(flips):
+            # A mirrored left/right scene names its left object first: the roles change too.
+            if scenes[i].arrangement == stilllife.Arrangement.LEFT_RIGHT:
+                labels[i] = np.array([0, 2, 1], dtype=np.uint8)[labels[i]]
+        return pixels, self._ids(captions), attribute_targets(scenes), patch_targets(labels, scenes)
 
     def loss(self, module: nn.Module, batch: Any) -> tuple[Tensor, Mapping[str, float]]:
-        pixels, ids, targets = batch
-        image, text, scale, logits = module(pixels, ids)
+        pixels, ids, targets, patches = batch
+        image, text, scale, patch_logits = module(pixels, ids)
         similarity = scale * F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
         own = torch.arange(len(ids))
         contrast = (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2
+        head = getattr(module, "module", module).head
+        logits = head(image)
         attributes = attribute_loss(logits, targets)
-        return contrast + self.settings.attribute_weight * attributes, {
+        attributes_text = attribute_loss(head(text), targets)
+        dense = torch.stack(
+            [
+                F.cross_entropy(part.flatten(0, 1), patches[..., i].flatten())
+                for i, part in enumerate(patch_logits.split(PATCH_CLASSES, dim=2))
+            ]
+        ).sum()
+        total = contrast + self.settings.attribute_weight * (attributes + 0.5 * attributes_text)
+        return total + self.settings.patch_weight * dense, {
             "contrast": float(contrast.detach()),
             "top1": float((similarity.argmax(1) == own).float().mean()),
             "attributes": float(attributes.detach()),
+            "attributes_text": float(attributes_text.detach()),
+            "patches": float(dense.detach()),
             "all_right": float(all_right(logits, targets).float().mean()),
         }
 
@@ -140,7 +185,8 @@ class ContrastiveObjective:
         for split in ("val", "combo", "pair"):
             pixels, scenes = validation(self.recipe.data, split, 512)
             captions = [stilllife.plain_caption(s) for s in scenes]
-            image, text, _, logits = module(clip_normalised(pixels), self._ids(captions))
+            image, text, _, _ = module(clip_normalised(pixels), self._ids(captions))
+            logits = module.head(image)  # type: ignore[operator]
             similarity = F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
             # Two scenes of the set may have one caption: either is then right.
             same = torch.tensor([[a == b for b in captions] for a in captions])

@@ -57,8 +57,10 @@ class CLIPRecipe(Record):
 
     text: TextSpec
     vision: VisionSpec
-    attribute_weight: float = 0.3
-    """Weight of an auxiliary attribute loss on the image embedding; its head is thrown away."""
+    attribute_weight: float = 1.0
+    """Weight of the auxiliary attribute loss on the embeddings; its head is thrown away."""
+    patch_weight: float = 1.0
+    """Weight of the auxiliary loss that names what each patch shows; likewise."""
 
 
 class VAERecipe(Record):
