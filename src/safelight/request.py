@@ -1,0 +1,428 @@
+"""What a caller asks for, and what comes back. No torch.
+
+A :class:`GenerateRequest` is checked completely when it is made, before any model is loaded: every
+mistake becomes an :class:`~safelight.errors.InvalidRequest` that names the field as the caller
+wrote it. Its canonical JSON is what a picture carries, its digest what two requests are compared
+by.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import operator
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+
+from safelight import names
+from safelight.errors import InvalidRequest
+from safelight.spec import ModelSpec, Record
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SCHEMA = 1
+"""Number of the request's JSON schema; raised when a field changes its meaning."""
+MAX_SEED = 2**63 - 1
+MAX_SIDE = 8192
+MAX_PROMPT = 20_000
+_ETA = ("ddim", "euler-a")
+
+ALIASES: dict[str, str] = {
+    "negative": "negative_prompt",
+    "num_inference_steps": "steps",
+    "sampling_steps": "steps",
+    "cfg_scale": "guidance_scale",
+    "cfg": "guidance_scale",
+    "scale": "guidance_scale",
+    "sampler_name": "sampler",
+    "sampling_method": "sampler",
+    "scheduler": "schedule",  # or, as in diffusers, the sampler: see from_kwargs
+    "schedule_type": "schedule",
+    "num_images_per_prompt": "count",
+    "n_iter": "count",
+    "n": "count",
+    "batch_size": "count",
+    "batch_count": "count",
+    "images_per_prompt": "count",
+    "w": "width",
+    "h": "height",
+    "dialect": "weighting",
+    "prompt_weighting": "weighting",
+    "preview_interval": "preview_every",
+}
+"""What other programs call a field. A1111's ``batch_size`` and ``n_iter`` together multiply."""
+
+
+# -- fields -------------------------------------------------------------------------------------
+
+
+def _whole(value: Any) -> Any:
+    """Whole numbers of any kind (numpy's too, and 25.0); neither booleans nor text."""
+    if value is None or isinstance(value, bool | str | bytes):
+        return _refuse_type(value, "a whole number")
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else _refuse_type(value, "a whole number")
+    try:
+        return operator.index(value)
+    except TypeError:
+        return _refuse_type(value, "a whole number")
+
+
+def _number(value: Any) -> Any:
+    """Numbers of any kind; neither booleans nor text."""
+    if isinstance(value, bool | str | bytes):
+        return _refuse_type(value, "a number")
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return _refuse_type(value, "a number")
+
+
+def _text(value: Any) -> Any:
+    if not isinstance(value, str):
+        return _refuse_type(value, "text")
+    if "\0" in value:
+        raise ValueError("contains a NUL character.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("contains half a character (an unpaired surrogate).") from None
+    return value
+
+
+def _flag(value: Any) -> Any:
+    return value if isinstance(value, bool) else _refuse_type(value, "true or false")
+
+
+def _refuse_type(value: Any, wanted: str) -> Any:
+    raise ValueError(f"must be {wanted}, not {_shown(value)}.")
+
+
+def _shown(value: Any) -> str:
+    """``value`` for a message: short, whatever it is."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Text = Annotated[str, BeforeValidator(_text), Field(max_length=MAX_PROMPT)]
+Flag = Annotated[bool, BeforeValidator(_flag)]
+Side = Annotated[Whole, Field(ge=8, le=MAX_SIDE, multiple_of=8)]
+
+
+class GenerateRequest(Record):
+    """Text to pictures. None means "as the model's card has it"; :meth:`resolved` fills it in.
+
+    Raises:
+        InvalidRequest: on any wrong field, from the constructor, :meth:`replace`,
+            :meth:`from_kwargs` and :meth:`from_json` alike.
+    """
+
+    prompt: Text
+    negative_prompt: Text = ""
+    steps: Annotated[Whole, Field(ge=1, le=1000)] | None = None
+    guidance_scale: Annotated[Number, Field(ge=0, le=1000)] | None = None
+    """1 or less: no guidance."""
+    guidance_rescale: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    """Lin et al. 2024, Eq. 16; 0.7 is the paper's choice."""
+    guidance_interval: tuple[Annotated[Number, Field(ge=0)], Number] | None = None
+    """Noise levels (low, high) between which guidance acts; elsewhere the prompt alone does."""
+    sampler: str | None = None
+    """Any spelling of :mod:`safelight.names`; kept as the short name."""
+    schedule: str | None = None
+    """Spacing of the steps; a schedule in the sampler's name ("Karras") is moved here."""
+    sampler_options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Further options of the solver."""
+    eta: Annotated[Number, Field(ge=0, le=1)] | None = None
+    """Share of fresh noise a step: ``ddim`` (0 by default) and ``euler-a`` (1)."""
+    width: Side | None = None
+    height: Side | None = None
+    seed: Annotated[Whole, Field(ge=0, le=MAX_SEED)] | None = None
+    """Of the first picture; picture k has seed + k. None or -1 draws one."""
+    count: Annotated[Whole, Field(ge=1, le=1000)] = 1
+    clip_skip: Annotated[Whole, Field(ge=0, le=11)] | None = None
+    """Text layers left out at the end, as diffusers counts (A1111 counts one more)."""
+    weighting: Literal["none", "a1111", "compel"] = "none"
+    """Dialect of word weights in the prompts."""
+    deterministic: Flag = False
+    """One picture a network call, so that pictures are equal bit by bit in any company."""
+    preview_every: Annotated[Whole, Field(ge=0, le=1000)] = 0
+    """Steps between previews; 0 for none."""
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise _invalid(error) from None
+
+    @field_validator("prompt")
+    @classmethod
+    def _says_something(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("is empty. Say what the picture shows.")
+        return value
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _random(cls, value: Any) -> Any:
+        return None if value is None or (_whole(value) == -1) else value
+
+    @field_validator("guidance_interval", mode="before")
+    @classmethod
+    def _ordered(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        if isinstance(value, str) or not hasattr(value, "__len__") or len(value) != 2:
+            raise ValueError(f"must be two noise levels (low, high), not {_shown(value)}.")
+        low, high = (_number(v) for v in value)
+        if math.isfinite(low) and math.isfinite(high) and low >= high:
+            raise ValueError(f"must rise: {low:g} is not below {high:g}.")
+        return (low, high)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_names(cls, fields: Any) -> Any:
+        """Short names for sampler and schedule, whatever they were called."""
+        if not isinstance(fields, Mapping):
+            return fields
+        fields = dict(fields)
+        schedule = fields.get("schedule")
+        if schedule is not None and not isinstance(schedule, str):
+            raise InvalidRequest("schedule", f"must be a name, not {_shown(schedule)}.")
+        fields["schedule"] = names.schedule(schedule)
+        if fields.get("sampler") is not None:
+            choice = names.sampler(fields["sampler"])
+            fields["sampler"] = choice.sampler
+            fields["schedule"] = fields["schedule"] or choice.schedule
+            if choice.options:
+                fields["sampler_options"] = {
+                    **dict(choice.options),
+                    **(fields.get("sampler_options") or {}),
+                }
+        return fields
+
+    @model_validator(mode="after")
+    def _eta_is_for_its_sampler(self) -> Self:
+        if self.eta is not None and self.sampler is not None and self.sampler not in _ETA:
+            fix = f"Leave it out, or use {' or '.join(_ETA)}."
+            raise InvalidRequest("eta", f"{self.sampler} has no such setting.", fix)
+        return self
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with ``changes``, checked again."""
+        return type(self)(**{**dict(self), **changes})
+
+    @classmethod
+    def from_kwargs(cls, **arguments: Any) -> Self:
+        """A request from keyword arguments in any program's spelling (:data:`ALIASES`).
+
+        Raises:
+            InvalidRequest: an unknown name (the message says the closest known one), the same
+                field twice, or a wrong value; ``.field`` is the name as it was written.
+        """
+        fields: dict[str, Any] = {}
+        written: dict[str, str] = {}
+        for name, value in arguments.items():
+            plain = ALIASES.get(name, name)
+            if name == "scheduler" and isinstance(value, str) and _is_sampler(value):
+                plain = "sampler"
+            if plain not in cls.model_fields:
+                raise InvalidRequest(name, "is not an argument.", _closest(name, cls))
+            if plain in fields:
+                if {name, written[plain]} != {"batch_size", "n_iter"}:
+                    raise InvalidRequest(name, f"means the same as {written[plain]}.", "Give one.")
+                value = _product(fields[plain], value, written[plain], name)
+            fields[plain], written[plain] = value, name
+        if "prompt" not in fields:
+            raise InvalidRequest("prompt", "is missing.", "Say what the picture shows.")
+        try:
+            return cls(**fields)
+        except InvalidRequest as error:
+            name = written.get(error.field, error.field)
+            raise InvalidRequest(name, error.problem, error.fix) from None
+
+    def resolved(self, spec: ModelSpec) -> Self:
+        """The same request with every choice made: the card's defaults, and a seed.
+
+        ``schedule`` and ``eta`` may stay None: the model's own spacing, the sampler's own noise.
+        A seed that is drawn is below 2^32, where diffusers draws the same noise.
+
+        Raises:
+            InvalidRequest: the model cannot make pictures of this size.
+        """
+        width, height = self.width or spec.native_size, self.height or spec.native_size
+        for name, side in (("width", width), ("height", height)):
+            if side % spec.vae.factor:
+                raise InvalidRequest(
+                    name, f"{spec.name} needs a multiple of {spec.vae.factor}, not {side}."
+                )
+        return self.replace(
+            steps=spec.steps if self.steps is None else self.steps,
+            guidance_scale=(
+                spec.guidance_scale if self.guidance_scale is None else self.guidance_scale
+            ),
+            sampler=self.sampler or spec.schedule.sampler,  # checks eta against it
+            width=width,
+            height=height,
+            seed=secrets.randbelow(2**32) if self.seed is None else self.seed,
+        )
+
+    def picture(self, index: int) -> Self:
+        """The request for picture ``index`` alone. Needs a seed."""
+        if self.seed is None:
+            raise ValueError("a request without a seed has no pictures yet: call resolved() first")
+        return self.replace(seed=(self.seed + index) % (MAX_SEED + 1), count=1)
+
+    def canonical(self) -> str:
+        """JSON that is equal for equal requests: every field, sorted, with the schema's number."""
+        return canonical_json({"schema": SCHEMA, **self.model_dump(mode="json")})
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of :meth:`canonical`, in hexadecimal."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+    @classmethod
+    def from_json(cls, text: str | Mapping[str, Any]) -> Self:
+        """Reads :meth:`canonical`, as text or parsed.
+
+        Raises:
+            InvalidRequest: not JSON, another schema, or a wrong field.
+        """
+        try:
+            fields = json.loads(text) if isinstance(text, str) else dict(text)
+        except ValueError as error:
+            raise InvalidRequest("request", f"is not JSON: {error}.") from None
+        if not isinstance(fields, dict):
+            raise InvalidRequest("request", "is not a JSON object.")
+        schema = fields.pop("schema", None)
+        if schema != SCHEMA:
+            raise InvalidRequest(
+                "schema", f"is {_shown(schema)}, this version reads {SCHEMA}.", "Update safelight."
+            )
+        return cls(**fields)
+
+
+def canonical_json(value: Any) -> str:
+    """Sorted, without spaces, ASCII only, no NaN: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _is_sampler(name: str) -> bool:
+    try:
+        names.schedule(name)
+    except InvalidRequest:
+        try:
+            names.sampler(name)
+        except InvalidRequest:
+            return False
+        return True
+    return False
+
+
+def _product(a: Any, b: Any, first: str, second: str) -> int:
+    for name, value in ((first, a), (second, b)):
+        try:
+            _whole(value)
+        except ValueError as error:
+            raise InvalidRequest(name, str(error)) from None
+    return _whole(a) * _whole(b)
+
+
+def _closest(name: str, cls: type[GenerateRequest]) -> str:
+    known = [*cls.model_fields, *ALIASES]
+    found = get_close_matches(name.lower(), known, n=1, cutoff=0.6)
+    if found:
+        plain = ALIASES.get(found[0], found[0])
+        return f"Did you mean {found[0]}?" if plain == found[0] else f"Did you mean {plain}?"
+    return f"Known: {', '.join(sorted(cls.model_fields))}."
+
+
+_BOUNDS = {
+    "greater_than_equal": ("ge", "at least"),
+    "less_than_equal": ("le", "at most"),
+    "multiple_of": ("multiple_of", "a multiple of"),
+}
+
+
+def _invalid(error: ValidationError) -> InvalidRequest:
+    """The first complaint of a validation, in our words."""
+    first = error.errors()[0]
+    kind, context = first["type"], first.get("ctx") or {}
+    name = str(first["loc"][0]) if first["loc"] else "request"
+    cause = context.get("error")
+    if isinstance(cause, InvalidRequest):
+        return cause
+    value = _shown(first.get("input"))
+    if kind in _BOUNDS:
+        key, words = _BOUNDS[kind]
+        return InvalidRequest(name, f"must be {words} {context[key]:g}, not {value}.")
+    if kind == "extra_forbidden":
+        return InvalidRequest(name, "is not a field.", _closest(name, GenerateRequest))
+    if kind == "missing":
+        return InvalidRequest(name, "is missing.")
+    if kind == "finite_number":
+        return InvalidRequest(name, f"must be a finite number, not {value}.")
+    if kind == "string_too_long":
+        return InvalidRequest(name, f"is longer than {context['max_length']} characters.")
+    if kind == "literal_error":
+        return InvalidRequest(name, f"must be {context['expected']}, not {value}.")
+    if kind == "value_error":
+        return InvalidRequest(name, str(cause))
+    return InvalidRequest(name, f"{first['msg']}: {value}.")
+
+
+# -- results ------------------------------------------------------------------------------------
+
+
+class Outcome(StrEnum):
+    """How a picture ended."""
+
+    ok = "ok"
+    nsfw = "nsfw"
+    """Flagged by the safety checker; what was done about it is in the message."""
+    nan_recovered = "nan_recovered"
+    """Numbers overflowed and the decoder was run again in float32: the picture is good."""
+    nan = "nan"
+    """Numbers overflowed and could not be saved: there is no picture."""
+    cancelled = "cancelled"
+    error = "error"
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One picture, or why there is none.
+
+    Args:
+        image: RGB; None unless ``outcome`` is ``ok``, ``nsfw`` or ``nan_recovered``.
+        seed: this picture's own: asking for it alone gives this picture.
+        outcome: what happened.
+        message: for people: why there is no picture, or what was done about it.
+        metadata: what is written into a file; see :mod:`safelight.provenance`.
+        request: this picture's own request, resolved, ``count`` 1.
+        notices: what the caller should know: words the model has never heard, long prompts.
+        index: its place among the pictures of the call.
+    """
+
+    image: Image | None
+    seed: int
+    outcome: Outcome
+    request: GenerateRequest
+    message: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    notices: tuple[str, ...] = ()
+    index: int = 0
+
+    def replace(self, **changes: Any) -> ImageResult:
+        """A copy with ``changes``."""
+        return dataclasses.replace(self, **changes)
