@@ -5,8 +5,8 @@ It reads arrangement, shape and colour of the first thing, shape and colour of t
 renders of *all* combinations (:mod:`safelight.evaluate.judge_training`), so that it can judge the
 held-out ones, and it never meets a generated picture in training.
 
-Residual blocks as in He et al. 2016 (1512.03385); the head reads the whole 8x8 grid rather than
-its mean, because left and right are places.
+Residual blocks as in He et al. 2016 (1512.03385). The network first says where each thing is, on
+an 8x8 grid, then reads what is there; training tells it the places too.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ DIGEST = ""
 """SHA-256 of the shipped ``family/judge/judge.safetensors``."""
 
 BATCH = 64
+_KINDS = ATTRIBUTE_CLASSES["arrangement"]
+_NAMES = (ATTRIBUTE_CLASSES["shape_b"], ATTRIBUTE_CLASSES["colour_b"])
 
 
 class JudgeSpec(Record):
@@ -38,11 +41,16 @@ class JudgeSpec(Record):
     """Pictures of other sizes are resized to this first."""
     stem: int = 24
     channels: tuple[int, ...] = (48, 112)
-    blocks: int = 2
+    blocks: tuple[int, ...] = (1, 2)
     """Residual blocks a level."""
-    squeeze: int = 32
-    """Channels of the grid that the head reads."""
-    hidden: int = 256
+    squeeze: int = 16
+    """Channels of the grid that the overall impression is made from."""
+    hidden: int = 128
+
+    @property
+    def grid(self) -> int:
+        """Cells along one side of the grid on which things are looked for."""
+        return self.size // 2 ** (1 + len(self.channels))
 
 
 class Block(nn.Module):
@@ -65,8 +73,17 @@ class Block(nn.Module):
         return F.relu(self.norm2(self.conv2(h)) + self.shortcut(x), inplace=True)
 
 
+class JudgeOutput(NamedTuple):
+    """What the network says of pictures."""
+
+    logits: list[Tensor]
+    """``(N, classes)`` each, in the order of ``ATTRIBUTE_CLASSES``."""
+    where: Tensor
+    """``(N, 2, cells)``: log-probabilities of the cell in which each thing has its middle."""
+
+
 class JudgeNet(nn.Module):
-    """Pictures to logits."""
+    """First where the two things are, then what stands there, by one reader for both."""
 
     def __init__(self, spec: JudgeSpec) -> None:
         super().__init__()
@@ -77,23 +94,40 @@ class JudgeNet(nn.Module):
             nn.ReLU(inplace=True),
         ]
         width = spec.stem
-        for channels in spec.channels:
-            for i in range(spec.blocks):
+        for channels, blocks in zip(spec.channels, spec.blocks, strict=True):
+            for i in range(blocks):
                 layers.append(Block(width, channels, 2 if i == 0 else 1))
                 width = channels
-        layers += [nn.Conv2d(width, spec.squeeze, 1), nn.ReLU(inplace=True)]
         self.body = nn.Sequential(*layers)
-        cells = (spec.size // 2 ** (1 + len(spec.channels))) ** 2
-        self.head = nn.Sequential(
-            nn.Linear(spec.squeeze * cells, spec.hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(spec.hidden, sum(ATTRIBUTE_CLASSES.values())),
+        grid, hidden = spec.grid, spec.hidden
+        self.squeeze = nn.Conv2d(width, spec.squeeze, 1)
+        self.impression = nn.Linear(spec.squeeze * grid**2, hidden)
+        self.place = nn.Conv2d(width, hidden // 2, 3, padding=1)
+        self.where = nn.Linear(hidden // 2 * grid**2, 2 * grid**2)
+        self.relation = nn.Sequential(
+            nn.Linear(hidden + 4, hidden), nn.ReLU(), nn.Linear(hidden, _KINDS)
         )
+        self.reader = nn.Sequential(
+            nn.Linear(width + hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, sum(_NAMES))
+        )
+        steps = (torch.arange(grid) + 0.5) / grid * 2 - 1
+        y, x = torch.meshgrid(steps, steps, indexing="ij")
+        self.register_buffer("cells", torch.stack([x.flatten(), y.flatten()]), persistent=False)
+        self.cells: Tensor
 
-    def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Logits of each attribute, from pixels ``(N, 3, size, size)`` in [-1, 1]."""
-        flat = self.body(pixels).flatten(1)
-        return list(self.head(flat).split(list(ATTRIBUTE_CLASSES.values()), dim=1))
+    def forward(self, pixels: Tensor) -> JudgeOutput:
+        """Read pictures ``(N, 3, size, size)`` in [-1, 1]."""
+        grid = self.body(pixels)
+        overall = F.relu(self.impression(F.relu(self.squeeze(grid)).flatten(1)))
+        where = self.where(F.relu(self.place(grid)).flatten(1))
+        where = where.unflatten(1, (2, -1)).log_softmax(-1)
+        share = where.exp()
+        relation = self.relation(torch.cat([overall, (share @ self.cells.T).flatten(1)], dim=1))
+        seen = share @ grid.flatten(2).transpose(1, 2)  # (N, 2, width)
+        both = torch.cat([seen, overall[:, None].expand(-1, 2, -1)], dim=2)
+        shape, colour = self.reader(both).split(_NAMES, dim=2)
+        logits = [relation, shape[:, 0, :-1], colour[:, 0, :-1], shape[:, 1], colour[:, 1]]
+        return JudgeOutput(logits, where)
 
 
 class Judge:
@@ -139,7 +173,7 @@ class Judge:
         said = []
         for part in _batches(pictures):
             pixels = resized(part, self.net.spec.size)
-            logits = self.net(pixels.to(memory_format=torch.channels_last))
+            logits = self.net(pixels.to(memory_format=torch.channels_last)).logits
             said.append(torch.stack([k.argmax(1) for k in logits], dim=1).numpy())
         return np.concatenate(said) if said else np.empty((0, len(ATTRIBUTE_CLASSES)), np.int64)
 

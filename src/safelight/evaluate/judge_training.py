@@ -1,6 +1,6 @@
 """Training the judge on real renders of all combinations.
 
-    python -m safelight.evaluate.judge_training -o runs/judge [--images 160000] [--minutes 10]
+    python -m safelight.evaluate.judge_training -o runs/judge [--images 96000] [--minutes 10]
 
 Run the same command again to continue. Every picture is a render of still life's split "all",
 from a series that nothing else reads, mirrored or not and lightly worn (colour, blur, lost
@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ from torch import Tensor
 
 from safelight.data.attributes import attribute_classes, mirrored_classes
 from safelight.data.renders import open_renders, scenes_of
-from safelight.data.stilllife import Split
+from safelight.data.stilllife import Arrangement, Scene, Split
+from safelight.data.stilllife.layout import lay_out, support
 from safelight.evaluate.judge import Judge, JudgeNet, JudgeSpec, resized
 from safelight.store.weights import save_safetensors, sha256
 
@@ -69,6 +71,45 @@ def worn(pixels: Tensor, rng: torch.Generator) -> Tensor:
     return x.clamp(-1.0, 1.0)
 
 
+def middles(scenes: Sequence[Scene]) -> np.ndarray:
+    """Where each thing has its middle: float32 ``(N, 2, 2)``, x right and y down in 0..1.
+
+    The second row of a lone thing is NaN.
+    """
+    out = np.full((len(scenes), 2, 2), np.nan, np.float32)
+    right, left = (1.0, 0.0, 0.0), (-1.0, 0.0, 0.0)
+    for i, scene in enumerate(scenes):
+        lay = lay_out(scene)
+        up = (0.0, math.cos(lay.pitch), -math.sin(lay.pitch))
+        down = (0.0, -up[1], -up[2])
+        for slot, body in enumerate(lay.bodies):
+            u = (
+                body.centre[0]
+                + (support(body, (1.0, 0.0, 0.0)) - support(body, (-1.0, 0.0, 0.0))) / 2
+            )
+            v = body.centre[1] * up[1] + body.centre[2] * up[2]
+            v += (support(body, up) - support(body, down)) / 2
+            out[i, slot] = (u - lay.u) / lay.view + 0.5, 0.5 - (v - lay.v) / lay.view
+    return out
+
+
+def mirrored_middles(places: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """The middles in the mirrored pictures."""
+    out = places * np.array([-1, 1], np.float32) + np.array([1, 0], np.float32)
+    beside = classes[:, 0] == Arrangement.LEFT_RIGHT
+    out[beside] = out[beside][:, ::-1]
+    return out
+
+
+def place_loss(where: Tensor, places: Tensor, grid: int) -> Tensor:
+    """Cross-entropy of the cells against a blob of one cell's width around each middle."""
+    steps = (torch.arange(grid) + 0.5) / grid
+    near = -0.5 * ((places[..., None] - steps) * grid / 0.7) ** 2  # (N, 2, xy, grid)
+    blob = (near[:, :, 1, :, None] + near[:, :, 0, None, :]).flatten(2).softmax(-1)
+    there = ~places.isnan().any(-1)
+    return -(blob[there] * where[there]).sum(-1).mean()
+
+
 class Training:
     """A run: where it is, and how to go on."""
 
@@ -78,8 +119,10 @@ class Training:
         self.pictures = open_renders(
             renders, seed=SERIES, split="all", size=64, count=PICTURES, workers=1
         )
-        classes = attribute_classes(scenes_of(SERIES, PICTURES, "all"))
+        scenes = scenes_of(SERIES, PICTURES, "all")
+        classes, places = attribute_classes(scenes), middles(scenes)
         self.targets = {False: classes, True: mirrored_classes(classes)}
+        self.places = {False: places, True: mirrored_middles(places, classes)}
         torch.manual_seed(seed)
         self.net = JudgeNet(JudgeSpec()).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(
@@ -94,8 +137,8 @@ class Training:
             self.optimizer.load_state_dict(state["optimizer"])
             self.seen, self.wall, self.cpu = state["seen"], state["wall"], state["cpu"]
 
-    def batch(self, start: int) -> tuple[Tensor, Tensor]:
-        """Pictures ``start`` to ``start + BATCH`` of the run, and their classes."""
+    def batch(self, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures ``start`` to ``start + BATCH`` of the run, their classes and places."""
         epoch, place = divmod(start, PICTURES)
         order = torch.randperm(PICTURES, generator=random(self.seed, epoch, 1)).numpy()
         rows = np.sort(order[place : place + BATCH])
@@ -103,8 +146,10 @@ class Training:
         pictures = np.array(self.pictures[rows])
         pictures[flips] = pictures[flips][:, :, ::-1]
         classes = np.where(flips[:, None], self.targets[True][rows], self.targets[False][rows])
+        places = np.where(flips[:, None, None], self.places[True][rows], self.places[False][rows])
         pixels = worn(resized(pictures, 64), random(self.seed, start, 3))
-        return pixels.to(memory_format=torch.channels_last), torch.from_numpy(classes)
+        pixels = pixels.to(memory_format=torch.channels_last)
+        return pixels, torch.from_numpy(classes), torch.from_numpy(places)
 
     def rate(self) -> float:
         """Learning rate: linear warm-up, then half a cosine to zero."""
@@ -116,9 +161,10 @@ class Training:
         """One step; the loss and the share of pictures with everything right."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
-        pixels, targets = self.batch(self.seen)
-        logits = self.net.train()(pixels)
+        pixels, targets, places = self.batch(self.seen)
+        logits, where = self.net.train()(pixels)
         loss = torch.stack([F.cross_entropy(k, targets[:, i]) for i, k in enumerate(logits)]).sum()
+        loss = loss + place_loss(where, places, self.net.spec.grid)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -186,7 +232,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m safelight.evaluate.judge_training")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--renders", type=Path, default=Path("runs/renders"))
-    parser.add_argument("--images", type=int, default=160_000)
+    parser.add_argument("--images", type=int, default=96_000)
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--measure", action="store_true", help="only measure the saved judge")
