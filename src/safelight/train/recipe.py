@@ -90,6 +90,8 @@ class DiffusionRecipe(Record):
     """Folder with the frozen autoencoder."""
     drop_caption: float = Field(0.1, ge=0, le=1)
     """Share of captions replaced by the empty one, for classifier-free guidance."""
+    timestep_power: float = Field(1.0, gt=0)
+    """1: timesteps are uniform, as in the cards; below 1 high noise is seen more often."""
     weighting: Literal["none", "min_snr"] = "none"
     min_snr_gamma: float = 5.0
     offset_noise: float = 0.0
