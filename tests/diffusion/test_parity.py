@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from diffusion_toys import drive, relative
+from diffusion_toys import Mixture, answer, drive, relative
 
 from safelight.diffusion import grid as grids
 from safelight.diffusion import noise, solvers
@@ -215,6 +215,35 @@ def test_step_by_step(case: Case) -> None:
 def test_image_to_image(case: Case, begin: int) -> None:
     kind = case.kinds[0]
     assert compare(case, case.spacings[0], kind, 20, begin=begin) <= TOLERANCE
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.wide_sigmas], ids=str)
+def test_third_order_in_float32_throughout(case: Case) -> None:
+    """With predictions that change as a network's do, the reference needs no wider sigmas."""
+    ref = reference_of(case, "linspace", "epsilon")
+    ref.set_timesteps(50)
+    schedule = Schedule(ref.alphas_cumprod)
+    plan = grids.timesteps(schedule, 50, "linspace", sampler=case.solver)
+    draws = torch.Generator().manual_seed(0)
+    theirs = x = torch.randn(SHAPE, generator=draws)
+    mixture, predictions, inputs = Mixture(), [], []
+    generator = torch.Generator().manual_seed(5)
+    extra = (
+        {"generator": generator} if "generator" in inspect.signature(ref.step).parameters else {}
+    )
+    for sigma, t in zip(plan.sigmas, ref.timesteps, strict=True):
+        clean = mixture.denoise(theirs, sigma)
+        predictions.append(answer("epsilon", theirs.double(), clean, sigma).float())
+        inputs.append(theirs)
+        theirs = ref.step(predictions[-1], t, theirs, **extra).prev_sample
+    source = noise.sequential(torch.Generator().manual_seed(5), SHAPE)
+    final, asked = drive(
+        solvers.solve(case.solver, x, schedule, plan, noise=source, **case.options),
+        lambda ask: predictions[ask.index],
+    )
+    assert relative(final, theirs) <= TOLERANCE
+    for ask, their in zip(asked, inputs, strict=True):
+        assert relative(ask.x, their) <= TOLERANCE
 
 
 def test_every_solver_is_compared() -> None:

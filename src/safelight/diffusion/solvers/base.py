@@ -76,7 +76,10 @@ def draw(noise: Noise | None, sigma_from: float, sigma_to: float, like: Tensor) 
     if noise is None:
         raise InvalidRequest("noise", "this solver is stochastic and was given no noise source.")
     drawn = noise(sigma_from, sigma_to).to(like.device, like.dtype)
-    if drawn.shape != like.shape:
-        # A source made for one picture serves a batch of one.
-        drawn = drawn.reshape(like.shape)
-    return drawn
+    if drawn.shape == like.shape:
+        return drawn
+    if (1, *drawn.shape) == like.shape:  # a source made for one picture serves a batch of one
+        return drawn[None]
+    raise InvalidRequest(
+        "noise", f"the source gives {tuple(drawn.shape)}, the latents are {tuple(like.shape)}."
+    )
