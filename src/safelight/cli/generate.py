@@ -1,0 +1,339 @@
+"""``safelight generate``: pictures from a sentence."""
+
+from __future__ import annotations
+
+import re
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from safelight import names
+from safelight.cli import naming, show
+from safelight.errors import Cancelled, InvalidRequest, SafelightError
+from safelight.request import GenerateRequest, ImageResult, Outcome
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from safelight.generate import Generator
+
+
+class Dtype(StrEnum):
+    """Number formats of :data:`safelight.model.DTYPES`."""
+
+    float32 = "float32"
+    fp32 = "fp32"
+    float16 = "float16"
+    fp16 = "fp16"
+    half = "half"
+    bfloat16 = "bfloat16"
+    bf16 = "bf16"
+
+
+def command(
+    words: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="What the picture shows.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("-p", "--prompt", help="The same, as an option.")
+    ] = None,
+    negative_prompt: Annotated[
+        str, typer.Option("-n", "--negative-prompt", help="What it should not show.")
+    ] = "",
+    model: Annotated[
+        str, typer.Option("-m", "--model", help="A shipped name, a folder, a file or a hub id.")
+    ] = "tiny",
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", "--num-inference-steps", help="Sampling steps. [default: card's]"),
+    ] = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            "--guidance-scale",
+            "--cfg-scale",
+            "--scale",
+            help="How strongly the prompt pulls; 1: no guidance. [default: card's]",
+        ),
+    ] = None,
+    guidance_rescale: Annotated[
+        float, typer.Option("--guidance-rescale", help="Against washed-out colours, 0 to 1.")
+    ] = 0.0,
+    sampler: Annotated[
+        str | None,
+        typer.Option("--sampler", "--sampling-method", help="In any program's spelling."),
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option("--schedule", "--scheduler", help="Spacing of the steps.")
+    ] = None,
+    eta: Annotated[
+        float | None, typer.Option("--eta", help="Fresh noise a step (ddim, euler-a), 0 to 1.")
+    ] = None,
+    width: Annotated[int | None, typer.Option("-W", "--width", help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option("-H", "--height", help="Pixels.")] = None,
+    size: Annotated[str | None, typer.Option("--size", help="Both: 512x512, or 512.")] = None,
+    seed: Annotated[
+        int, typer.Option("-s", "--seed", help="Of the first picture; -1 draws one.")
+    ] = -1,
+    count: Annotated[
+        int,
+        typer.Option("--count", "-b", "--batch-size", "--batch-count", help="How many pictures."),
+    ] = 1,
+    n_iter: Annotated[int, typer.Option("--n-iter", help="Times --count.")] = 1,
+    clip_skip: Annotated[
+        int | None, typer.Option("--clip-skip", help="Text layers left out at the end.")
+    ] = None,
+    weighting: Annotated[
+        str, typer.Option("--weighting", help="Dialect of word weights: none, a1111, compel.")
+    ] = "none",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="A file or a folder. [default: outputs]")
+    ] = None,
+    name_pattern: Annotated[
+        str | None,
+        typer.Option("--name-pattern", help="Names in a folder, as {number}-{seed}-{prompt}."),
+    ] = None,
+    picture_format: Annotated[
+        str | None, typer.Option("--format", help="png, jpeg or webp. [default: png]")
+    ] = None,
+    grid: Annotated[bool, typer.Option("--grid", help="Also a sheet of all pictures.")] = False,
+    preview: Annotated[
+        int, typer.Option("--preview", help="A preview file every N steps; 0: none.")
+    ] = 0,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or mps.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Of the networks.")] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Bit-equal pictures; one a network call.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="Print nothing but where the pictures are.")
+    ] = False,
+) -> None:
+    """Make pictures from a sentence.
+
+    Picture k of seed s is the first picture of seed s + k. Ctrl-C ends within a step; finished
+    pictures stay.
+    """
+    # All of this before torch is imported: a wrong argument fails at once.
+    sentence = words if prompt is None else prompt
+    if sentence is None:
+        raise InvalidRequest("prompt", "is missing.", "Say what the picture shows.")
+    if words is not None and prompt is not None:
+        raise InvalidRequest("prompt", "is given twice.", "Give it once.")
+    if size is not None:
+        if width is not None or height is not None:
+            raise InvalidRequest("size", "comes with a width or a height.", "Give one of them.")
+        width, height = _size(size)
+    request = GenerateRequest.from_kwargs(
+        prompt=sentence,
+        negative_prompt=negative_prompt,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        guidance_rescale=guidance_rescale,
+        sampler=sampler,
+        schedule=schedule,
+        eta=eta,
+        width=width,
+        height=height,
+        seed=seed,
+        batch_size=count,
+        n_iter=n_iter,
+        clip_skip=clip_skip,
+        weighting=weighting,
+        deterministic=deterministic,
+        preview_every=preview,
+    )
+    places = naming.plan(output, picture_format, name_pattern)
+    if device is not None and not re.fullmatch(r"(cpu|mps|cuda)(:\d+)?", device):
+        raise InvalidRequest("device", f"{device!r} is unknown.", "One of cpu, cuda, mps.")
+    if not model.strip():
+        raise InvalidRequest("model", "is empty.", "See safelight models.")
+
+    say = show.words()
+    say.quiet = quiet or as_json
+    began = time.monotonic()
+    with say.status(f"loading {model} …"):
+        from safelight.generate import load
+
+        generator = load(model, device=device, dtype=None if dtype is None else dtype.value)
+        (request,) = generator.requests(request=request)
+    for note in generator.model.notes:
+        say.print(f"note: {note}", style="yellow", markup=False)
+    say.print(_settings(request, generator), style="dim", markup=False)
+    shoot = _Shoot(generator, request, places, say.quiet)
+    shoot.run()
+    if grid:
+        shoot.sheet()
+    if as_json:
+        show.document(shoot.report(time.monotonic() - began))
+    else:
+        shoot.tell(quiet)
+    shoot.leave()
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"\s*(\d{1,9})\s*(?:[xX*×,]\s*(\d{1,9})\s*)?", text)
+    if match is None:
+        raise InvalidRequest("size", f"{text!r} is not a size.", "Write 512x512, or 512.")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _settings(request: GenerateRequest, generator: Generator) -> str:
+    model = generator.model
+    parts = [
+        model.spec.name,
+        f"seed {request.seed}",
+        f"{request.steps} steps",
+        names.sampler_label(request.sampler or ""),
+        f"schedule {request.schedule or 'automatic'}",
+        f"guidance {request.guidance_scale:g}",
+        f"{request.width}x{request.height}",
+        f"{model.device} {str(model.dtype).removeprefix('torch.')}",
+    ]
+    if request.count > 1:
+        parts.insert(2, f"{request.count} pictures")
+    return " · ".join(parts)
+
+
+class _Shoot:
+    """One call: its pictures, their files, and what to say about them."""
+
+    def __init__(
+        self, generator: Generator, request: GenerateRequest, places: naming.Naming, quiet: bool
+    ) -> None:
+        from safelight.generate import Cancel
+
+        self.generator, self.request, self.places = generator, request, places
+        self.quiet = quiet
+        self.cancel = Cancel()
+        self.results: list[ImageResult] = []
+        self.paths: dict[int, Path] = {}
+        self.grid: Path | None = None
+        self._previews: dict[int, Path] = {}
+
+    def run(self) -> None:
+        """Make the pictures, and write each as soon as it is finished."""
+        unsaved: ImageResult | None = None
+        with show.bar(quiet=self.quiet) as bar:
+            task = bar.add_task("steps", total=None)
+            events = self.generator.stream(request=self.request, cancel=self.cancel)
+            while True:
+                try:
+                    if unsaved is not None:
+                        self._keep(unsaved)
+                        unsaved = None
+                    event = next(events, None)
+                    if event is None:
+                        break
+                    if isinstance(event, ImageResult):
+                        unsaved = event
+                    elif hasattr(event, "done"):
+                        total = event.total * self.request.count
+                        bar.update(task, total=total, completed=round(event.done * total))
+                    else:
+                        self._show(event.image, event.picture)
+                except KeyboardInterrupt:
+                    if self.cancel.is_set:  # the second one means it
+                        raise
+                    self.cancel.set()
+        self.results.sort(key=lambda result: result.index)
+
+    def _keep(self, result: ImageResult) -> None:
+        from safelight import provenance
+
+        if result.image is not None and result.index not in self.paths:
+            path = self._path(result)
+            provenance.save(result, path)
+            self.paths[result.index] = path
+        if all(known.index != result.index for known in self.results):
+            self.results.append(result)
+        if result.index in self._previews:
+            self._previews.pop(result.index).unlink(missing_ok=True)
+
+    def _path(self, result: ImageResult) -> Path:
+        request = result.request
+        fields = {
+            "seed": result.seed,
+            "prompt": request.prompt,
+            "model": self.generator.model.spec.name,
+            "sampler": request.sampler,
+            "steps": request.steps,
+            "scale": f"{request.guidance_scale:g}",
+            "width": request.width,
+            "height": request.height,
+        }
+        return self.places.path(fields, alone=self.request.count == 1)
+
+    def _show(self, image: Image, index: int) -> None:
+        seed = (self.request.seed or 0) + index
+        path = self._previews.setdefault(index, self.places.folder / f"preview-{seed}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        image.save(part, format="PNG")
+        part.replace(path)  # whoever watches the file never sees half of it
+
+    def sheet(self) -> None:
+        """All pictures on one, as near to a square as it goes."""
+        from PIL import Image
+
+        images = [r.image for r in self.results if r.image is not None]
+        if not images:
+            return
+        columns = next(n for n in range(1, len(images) + 1) if n * n >= len(images))
+        width, height = images[0].size
+        sheet = Image.new("RGB", (columns * width, -(-len(images) // columns) * height))
+        for k, image in enumerate(images):
+            sheet.paste(image, (k % columns * width, k // columns * height))
+        self.grid = self.places.beside(next(iter(self.paths.values())), "grid")
+        sheet.save(self.grid)
+
+    def report(self, seconds: float) -> dict[str, Any]:
+        """The document of ``--json``."""
+        model = self.generator.model
+        return {
+            "schema": 1,
+            "model": {"name": model.spec.name, "digest": model.digest, "notes": list(model.notes)},
+            "device": str(model.device),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "seconds": round(seconds, 3),
+            "request": self.request.model_dump(mode="json"),
+            "grid": self.grid,
+            "pictures": [
+                {
+                    "path": self.paths.get(result.index),
+                    "seed": result.seed,
+                    "outcome": result.outcome,
+                    "message": result.message,
+                    "notices": list(result.notices),
+                    "metadata": dict(result.metadata),
+                }
+                for result in self.results
+            ],
+        }
+
+    def tell(self, quiet: bool) -> None:
+        """Notices on stderr, where the pictures are on stdout."""
+        say = show.words()
+        for notice in dict.fromkeys(n for r in self.results for n in r.notices):
+            if not quiet:
+                say.print(Text(f"note: {notice}", style="yellow"), soft_wrap=True)
+        for result in self.results:
+            if result.outcome not in (Outcome.ok, Outcome.cancelled):
+                line = f"seed {result.seed}: {result.outcome}: {result.message}"
+                say.print(Text(line, style="red"), soft_wrap=True)
+        for path in [*(self.paths[k] for k in sorted(self.paths)), self.grid]:
+            if path is not None:
+                typer.echo(path)
+
+    def leave(self) -> None:
+        """The exit code: cancelled, failed, or done."""
+        total, finished = self.request.count, len(self.paths)
+        if any(result.outcome == Outcome.cancelled for result in self.results):
+            raise Cancelled(f"cancelled: {finished} of {total} pictures are finished.")
+        if finished < total:
+            raise SafelightError(f"{finished} of {total} pictures are finished.")

@@ -1,0 +1,111 @@
+"""``safelight models``: the models at hand, and writing one as a published folder."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from safelight.cli import show
+from safelight.errors import InvalidRequest
+
+app = typer.Typer(add_completion=False, invoke_without_command=True)
+
+
+class Stored(StrEnum):
+    """Number formats of an exported folder."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+@app.callback()
+def _models(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """List the models at hand: shipped ones, and those in the local hub cache."""
+    if context.invoked_subcommand is not None:
+        return
+    found = [*_shipped(), *_cached()]
+    if as_json:
+        show.document({"schema": 1, "models": found})
+        return
+    for model in found:
+        typer.echo(f"{model['name']:40} {model['kind']:8} {model['bytes'] / 2**20:9.1f} MiB")
+    if not found:
+        typer.echo("no models")
+
+
+@app.command()
+def export(
+    name: Annotated[str, typer.Argument(help="A shipped name, a folder, a file or a hub id.")],
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    dtype: Annotated[
+        Stored, typer.Option("--dtype", help="Number format of the weights.")
+    ] = Stored.float32,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Write a model as a folder in the published layout, which diffusers loads too."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InvalidRequest("folder", f"{folder} is not empty.", "Name a new one.")
+    from safelight.model import Model
+
+    model = Model.load(name, device="cpu")
+    write(model, folder, dtype.value)
+    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    if as_json:
+        show.document({"schema": 1, "name": model.spec.name, "folder": folder, "bytes": size})
+    else:
+        typer.echo(f"{model.spec.name}: {size / 2**20:.1f} MiB in {folder}")
+
+
+def write(model: Any, folder: Path, dtype: str | None = None) -> None:
+    """A loaded model as a folder. Text-to-image pipelines have no vision tower: it stays out."""
+    import torch
+
+    from safelight.store.folder import write_folder
+
+    published = {"unet": "unet", "vae": "vae", "text": "text_encoder", "vision": "image_encoder"}
+    spec = model.spec
+    if spec.family not in ("image-variations", "unclip"):
+        spec = spec.replace(vision=None)
+    states = {
+        published[part]: net.state_dict()
+        for part, net in model.networks.items()
+        if part != "vision" or spec.vision is not None
+    }
+    kind = None if dtype is None else getattr(torch, dtype)
+    write_folder(folder, spec, states, model.tokenizer, dtype=kind)
+
+
+def _shipped() -> list[dict[str, Any]]:
+    from safelight.model import FAMILY, shipped
+
+    return [
+        {
+            "name": name,
+            "kind": "shipped",
+            "bytes": sum(p.stat().st_size for p in (FAMILY / name).rglob("*") if p.is_file()),
+        }
+        for name in shipped()
+    ]
+
+
+def _cached() -> list[dict[str, Any]]:
+    """Models of the family in the local hub cache. Asks no network."""
+    from huggingface_hub import CacheNotFound, scan_cache_dir
+
+    try:
+        repos = scan_cache_dir().repos
+    except CacheNotFound:
+        return []
+    return [
+        {"name": repo.repo_id, "kind": "cached", "bytes": repo.size_on_disk}
+        for repo in sorted(repos, key=lambda r: r.repo_id)
+        if repo.repo_type == "model"
+        and any(f.file_name == "model_index.json" for r in repo.revisions for f in r.files)
+    ]

@@ -1,0 +1,117 @@
+"""``safelight train``: a model from a recipe."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from safelight.cli import show
+from safelight.errors import Cancelled, MissingExtra, SafelightError
+
+if TYPE_CHECKING:
+    from safelight.train.loop import Run
+    from safelight.train.recipe import Recipe
+
+
+def command(
+    recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved recipe, and train nothing.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads.")
+    ] = None,
+    stop_after: Annotated[
+        float | None,
+        typer.Option("--stop-after", min=0, help="Minutes; then it saves and stops."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Train a model from a recipe. The same command again resumes.
+
+    Ctrl-C saves a checkpoint and stops; a second one stops at once.
+    """
+    # safelight.train imports torch only in the modules that train.
+    from safelight.train.recipe import read_recipe
+
+    changes = {} if threads is None else {"threads": threads}
+    recipe = read_recipe(recipe_file, **changes)
+    if dry_run:
+        show.document({"kind": recipe.kind, "recipe": recipe.model_dump(mode="json")})
+        return
+    run = _prepare(recipe, stop_after, as_json)
+    if not as_json:
+        show.words().print(
+            f"{recipe.name}: {run.seen:,} of {recipe.images:,} pictures, in {recipe.output}",
+            markup=False,
+        )
+    interrupted, numbers = _go(run, as_json)
+    if as_json:
+        show.document(
+            {
+                "schema": 1,
+                "name": recipe.name,
+                "folder": recipe.output,
+                "seen": run.seen,
+                "images": recipe.images,
+                "seconds": round(run.seconds, 1),
+                "validation": numbers,
+            }
+        )
+    else:
+        typer.echo(f"{run.seen:,} of {recipe.images:,} pictures seen: {recipe.output}")
+        for name, value in numbers.items():
+            typer.echo(f"  {name:24} {value:.4f}")
+    if interrupted:
+        raise Cancelled("stopped; the same command resumes.")
+
+
+def _prepare(recipe: Recipe, stop_after: float | None, quiet: bool) -> Run:
+    import torch
+
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    try:
+        import accelerate  # noqa: F401
+        import tensorboard  # noqa: F401
+    except ImportError:
+        raise MissingExtra("training", "train") from None
+    from safelight.train.loop import Run
+    from safelight.train.objectives import objective
+
+    say = show.words()
+    say.quiet = quiet
+    with say.status("preparing data …"):
+        seconds = None if stop_after is None else 60 * stop_after
+        return Run(recipe, objective(recipe), stop_after=seconds)
+
+
+def _go(run: Run, quiet: bool) -> tuple[bool, dict[str, float]]:
+    """Train; says whether Ctrl-C ended it, and the last validation numbers."""
+    interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted, run.stop_after = True, 0.0  # saves after the step that is being taken
+
+    with show.bar(quiet=quiet, extra="{task.fields[numbers]}") as bar:
+        task = bar.add_task("pictures", total=run.recipe.images, completed=run.seen, numbers="")
+
+        def progress(seen: int, total: int, numbers: dict[str, Any]) -> None:
+            bar.update(task, completed=min(seen, total), numbers=f"loss {numbers['loss']:.4f}")
+
+        run.progress = progress
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            numbers = run.go()
+            return interrupted, numbers
+        except FloatingPointError as error:
+            raise SafelightError(str(error)) from error
+        finally:
+            signal.signal(signal.SIGINT, before)

@@ -1,0 +1,29 @@
+"""Which objective trains what a recipe names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from safelight.train.recipe import Recipe
+
+
+def objective(recipe: Recipe) -> Any:
+    """The :class:`~safelight.train.loop.Objective` of a recipe's one section.
+
+    Each kind is imported only when it is asked for.
+    """
+    match recipe.kind:
+        case "clip":
+            from safelight.train.contrastive import ContrastiveObjective
+
+            return ContrastiveObjective(recipe)
+        case "vae":
+            from safelight.train.autoencoder import AutoencoderObjective
+
+            return AutoencoderObjective(recipe)
+        case "diffusion":
+            from safelight.train.latent import LatentDiffusionObjective
+
+            return LatentDiffusionObjective(recipe)
+        case kind:
+            raise AssertionError(f"no objective for {kind}")  # a new kind belongs here
