@@ -119,14 +119,18 @@ class Model:
             ModelNotFound, WeightsError, InvalidRequest: with what to do about it.
         """
         place = pick_device(device)
+        pick_dtype(dtype, place, tiny=True)  # a wrong one must fail before anything is read
         family = FAMILY / str(name) / "model.json"
         if family.is_file():
             return _load_family(cls, family, place, pick_dtype(dtype, place, tiny=True))
         from safelight.store.folder import read_folder
-        from safelight.store.hub import resolve
 
-        found = resolve(name, variant=variant, local_only=local_only)
-        path = Path(found.path)
+        path, notes = Path(name), ()
+        if not path.exists():
+            from safelight.store.hub import resolve
+
+            found = resolve(name, variant=variant, local_only=local_only)
+            path, notes = Path(found.path), found.notes
         if path.is_dir():
             contents = read_folder(path, variant=variant)
         else:
@@ -134,7 +138,7 @@ class Model:
 
             contents = read_single_file(path)
         return _assemble(
-            cls, contents, path, place, pick_dtype(dtype, place, tiny=False), found.notes
+            cls, contents, path, place, pick_dtype(dtype, place, tiny=False), notes
         )
 
 
@@ -213,14 +217,11 @@ def _assemble(
 ) -> Model:
     spec: ModelSpec = contents.spec
     nets: dict[str, nn.Module] = {}
-    digests = []
     for part, build in _builders(spec).items():
-        tensors = contents.tensors[part]
         with torch.device("meta"):
             net = build()
-        load_into(net, tensors, dtype=dtype)
+        load_into(net, contents.tensors[part], dtype=dtype)
         nets[part] = net
-        digests.append(f"{part}:{tensors.file}")
     tokenizer = None
     if contents.tokenizer is not None:
         tokenizer = Tokenizer.from_folder(contents.tokenizer)
