@@ -137,9 +137,7 @@ class Model:
             from safelight.store.single_file import read_single_file
 
             contents = read_single_file(path)
-        return _assemble(
-            cls, contents, path, place, pick_dtype(dtype, place, tiny=False), notes
-        )
+        return _assemble(cls, contents, path, place, pick_dtype(dtype, place, tiny=False), notes)
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -159,9 +157,7 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     return place
 
 
-def pick_dtype(
-    dtype: str | torch.dtype | None, device: torch.device, *, tiny: bool
-) -> torch.dtype:
+def pick_dtype(dtype: str | torch.dtype | None, device: torch.device, *, tiny: bool) -> torch.dtype:
     """The dtype asked for, or the device's default; refuses what is known not to work."""
     if dtype is None:
         return torch.float16 if device.type == "cuda" and not tiny else torch.float32
@@ -176,9 +172,7 @@ def pick_dtype(
     return dtype
 
 
-def _load_family(
-    cls: type[Model], card: Path, device: torch.device, dtype: torch.dtype
-) -> Model:
+def _load_family(cls: type[Model], card: Path, device: torch.device, dtype: torch.dtype) -> Model:
     """A shipped model: ``model.json`` holds its spec and where its (shared) files lie."""
     try:
         record: dict[str, Any] = json.loads(card.read_text())
@@ -269,8 +263,11 @@ def _folder_digest(contents: Any) -> str:
         for part, tensors in sorted(contents.tensors.items())
         for name, entry in sorted(tensors.entries.items())
     ]
-    files = [f"{t.file}:{Path(t.file).stat().st_size}" for t in contents.tensors.values()
-             if Path(t.file).is_file()]
+    files = [
+        f"{t.file}:{Path(t.file).stat().st_size}"
+        for t in contents.tensors.values()
+        if Path(t.file).is_file()
+    ]
     return _digest([Path(f).name for f in files] + rows)
 
 

@@ -96,7 +96,7 @@ def test_a_diverged_loss_stops_and_keeps_the_checkpoint(tmp_path: Path) -> None:
             loss, logged = super().loss(module, batch)
             return (loss * float("nan") if len(self.starts) > 15 else loss), logged
 
-    with pytest.raises(FloatingPointError, match="optim.lr"):
+    with pytest.raises(FloatingPointError, match=r"optim\.lr"):
         Run(recipe(tmp_path), Diverging()).go()
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved["seen"] == 160

@@ -57,7 +57,8 @@ def _encode(model: Model, fragments: Sequence[tuple[str, float]], clip_skip: int
     cached = model.text_cache.get(key)
     if cached is not None:
         return cached
-    assert model.text is not None and model.tokenizer is not None
+    assert model.text is not None
+    assert model.tokenizer is not None
     chunks = model.tokenizer.weighted_chunks(fragments)
     ids = torch.tensor([chunk.ids for chunk in chunks], device=model.device)
     states = model.text(ids, skip=clip_skip).states

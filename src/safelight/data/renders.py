@@ -87,7 +87,7 @@ def open_renders(
         shape = (count, size, size, 3)
         np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape).flush()
         groups = -(-count // GROUP)
-        jobs = [
+        jobs: list[tuple[str, int, Split, int, int, int, int]] = [
             (str(part), seed, split, size, count, i, min(i + _CHUNK // GROUP, groups))
             for i in range(0, groups, _CHUNK // GROUP)
         ]
@@ -128,7 +128,9 @@ def open_labels(folder: str | Path, *, seed: int, split: Split, count: int) -> n
     if not path.exists():
         groups = -(-count // GROUP)
         step = _CHUNK // GROUP
-        jobs = [(seed, split, i, min(i + step, groups)) for i in range(0, groups, step)]
+        jobs: list[tuple[int, Split, int, int]] = [
+            (seed, split, i, min(i + step, groups)) for i in range(0, groups, step)
+        ]
         with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
             labels = np.concatenate(pool.map(_label, jobs))[:count]
         with path.with_suffix(".part").open("wb") as file:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from safelight.errors import InvalidRequest
 from safelight.nets.vae import VAE
 from safelight.spec import VAESpec
-from safelight.train.pictures import Stream, key, save_grid, validation
+from safelight.train.pictures import SPLITS, Stream, key, save_grid, validation
 from safelight.train.recipe import Recipe
 
 
@@ -33,7 +33,9 @@ def load_vae(folder: Path) -> VAE:
 def edge_weight(pixels: Tensor, strength: float) -> Tensor:
     """``1 + strength`` times how near an edge a pixel is, ``(N, 1, H, W)``."""
     right = F.pad((pixels[..., :, 1:] - pixels[..., :, :-1]).abs().amax(1, keepdim=True), (0, 1))
-    below = F.pad((pixels[..., 1:, :] - pixels[..., :-1, :]).abs().amax(1, keepdim=True), (0, 0, 0, 1))
+    below = F.pad(
+        (pixels[..., 1:, :] - pixels[..., :-1, :]).abs().amax(1, keepdim=True), (0, 0, 0, 1)
+    )
     near = F.max_pool2d(right + below, 3, stride=1, padding=1)
     return 1 + strength * near.clamp(max=0.5) * 2
 
@@ -49,7 +51,7 @@ class AutoencoderObjective:
         self.module: VAE = VAE(recipe.vae.vae)
         if recipe.start is not None:
             self.module.load_state_dict(load_vae(recipe.start).state_dict())
-        self.module.to(memory_format=torch.channels_last)
+        self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.settings.freeze_encoder:
             self.module.encoder.requires_grad_(False)
             self.module.quant_conv.requires_grad_(False)
@@ -90,7 +92,7 @@ class AutoencoderObjective:
     def validate(self, module: nn.Module) -> Mapping[str, float]:
         """PSNR in dB on held-out pictures, mean over pictures; two-object scenes named apart."""
         numbers = {}
-        for split in ("val", "combo"):
+        for split in SPLITS[:2]:
             pixels, scenes = validation(self.recipe.data, split, 256)
             made = torch.cat([_reconstruct(module, p) for p in pixels.split(64)])
             mse = (made.clamp(-1, 1) - pixels).square().flatten(1).mean(1)

@@ -30,7 +30,7 @@ from safelight.errors import InvalidRequest
 from safelight.nets.clip import TextTower, VisionTower
 from safelight.spec import TextSpec, VisionSpec
 from safelight.text.tokenizer import Tokenizer, learn_vocabulary
-from safelight.train.pictures import Stream, clip_normalised, key, save_grid, validation
+from safelight.train.pictures import SPLITS, Stream, clip_normalised, key, save_grid, validation
 from safelight.train.recipe import Recipe
 
 
@@ -181,12 +181,13 @@ class ContrastiveObjective:
 
     def validate(self, module: nn.Module) -> Mapping[str, float]:
         """Matching within groups of 256, and the auxiliary head, on held-out pictures."""
+        assert isinstance(module, ContrastiveModel)
         numbers = {}
-        for split in ("val", "combo", "pair"):
+        for split in SPLITS:
             pixels, scenes = validation(self.recipe.data, split, 512)
             captions = [stilllife.plain_caption(s) for s in scenes]
             image, text, _, _ = module(clip_normalised(pixels), self._ids(captions))
-            logits = module.head(image)  # type: ignore[operator]
+            logits = module.head(image)
             similarity = F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
             # Two scenes of the set may have one caption: either is then right.
             same = torch.tensor([[a == b for b in captions] for a in captions])

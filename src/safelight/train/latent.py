@@ -26,7 +26,7 @@ from safelight.nets.vae import VAE
 from safelight.spec import ScheduleSpec, UNetSpec
 from safelight.train.autoencoder import load_vae
 from safelight.train.contrastive import load_clip
-from safelight.train.pictures import Stream, key, save_grid, to_pixels, validation
+from safelight.train.pictures import SPLITS, Stream, key, save_grid, to_pixels, validation
 from safelight.train.recipe import Recipe
 
 _GOLDEN = 0.6180339887498949
@@ -94,7 +94,7 @@ class LatentDiffusionObjective:
         else:
             # The last convolution starts at zero: the first prediction is the mean, not noise.
             nn.init.zeros_(self.module.conv_out.weight)
-        self.module.to(memory_format=torch.channels_last)
+        self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.stream = Stream(recipe.data, recipe.seed)
         digest = hashlib.blake2b((self.settings.vae / "vae.safetensors").read_bytes())
         data = recipe.data
@@ -147,7 +147,7 @@ class LatentDiffusionObjective:
     def validate(self, module: nn.Module) -> Mapping[str, float]:
         """The plain loss on held-out pictures, by quartile of the noise level."""
         numbers = {}
-        for split in ("val", "combo"):
+        for split in SPLITS[:2]:
             pixels, scenes = validation(self.recipe.data, split, 512)
             latents = torch.cat([self.vae.encode(p).mean for p in pixels.split(64)])
             latents = latents * self.vae.spec.scaling_factor

@@ -59,7 +59,9 @@ def learning_rate(optim: OptimRecipe, seen: int, total: int) -> float:
     start = total * (1 - optim.decay)
     if optim.decay and seen > start:
         left = max(0.0, (total - seen) / (total - start))
-        return rate * (left if optim.decay_shape == "linear" else 0.5 - 0.5 * math.cos(math.pi * left))
+        return rate * (
+            left if optim.decay_shape == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
+        )
     return rate
 
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from safelight.data import stilllife
 from safelight.data.renders import open_renders, scenes_of
-from safelight.data.stilllife import Scene
+from safelight.data.stilllife import Scene, Split
 from safelight.nets.vae import to_uint8
 from safelight.train.recipe import DataRecipe
 
-VALIDATION_SEEDS = {"val": 2, "combo": 3, "pair": 4}
+VALIDATION_SEEDS: dict[Split, int] = {"val": 2, "combo": 3, "pair": 4}
 """Series of the validation sets; no recipe trains on them."""
+SPLITS: tuple[Split, ...] = ("val", "combo", "pair")
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -86,13 +87,12 @@ def clip_normalised(pixels: Tensor) -> Tensor:
     return (pixels / 2 + 0.5 - mean) / std
 
 
-def validation(data: DataRecipe, split: str, count: int) -> tuple[Tensor, list[Scene]]:
+def validation(data: DataRecipe, split: Split, count: int) -> tuple[Tensor, list[Scene]]:
     """``count`` pictures of a validation set, and their scenes."""
     seed = VALIDATION_SEEDS[split]
-    renders = open_renders(
-        data.cache, seed=seed, split=split, size=data.size, count=4096 if split != "pair" else 2048
-    )  # type: ignore[arg-type]
-    scenes = scenes_of(seed, count, split)  # type: ignore[arg-type]
+    total = 2048 if split == "pair" else 4096
+    renders = open_renders(data.cache, seed=seed, split=split, size=data.size, count=total)
+    scenes = scenes_of(seed, count, split)
     return to_pixels(np.array(renders[:count])), scenes
 
 

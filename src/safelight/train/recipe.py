@@ -22,8 +22,8 @@ class DataRecipe(Record):
     world: Literal["stilllife"] = "stilllife"
     split: Literal["train", "val", "combo", "pair", "all"] = "train"
     seed: int = 1
-    size: int = Field(64, ge=8, multiple_of=8)
-    count: int = Field(98304, gt=0)
+    size: int = Field(default=64, ge=8, multiple_of=8)
+    count: int = Field(default=98304, gt=0)
     """Distinct renders; every one is also seen mirrored, with its caption's words exchanged."""
     cache: Path = Path("runs/renders")
 
@@ -31,12 +31,12 @@ class DataRecipe(Record):
 class OptimRecipe(Record):
     """AdamW (Loshchilov and Hutter 2019) with linear warm-up and a final decay."""
 
-    batch: int = Field(64, gt=0)
-    accumulation: int = Field(1, gt=0)
-    lr: float = Field(1e-3, gt=0)
-    warmup: int = Field(0, ge=0)
+    batch: int = Field(default=64, gt=0)
+    accumulation: int = Field(default=1, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
+    warmup: int = Field(default=0, ge=0)
     """Pictures over which the rate rises linearly from zero."""
-    decay: float = Field(0.4, ge=0, le=1)
+    decay: float = Field(default=0.4, ge=0, le=1)
     """Share of the run, at its end, over which the rate falls."""
     decay_shape: Literal["linear", "cosine"] = "linear"
     weight_decay: float = 0.01
@@ -48,7 +48,7 @@ class OptimRecipe(Record):
 class EMARecipe(Record):
     """Exponential moving average of the weights; what is saved and shipped."""
 
-    decay: float = Field(0.999, ge=0, lt=1)
+    decay: float = Field(default=0.999, ge=0, lt=1)
     """Classic: ``min(decay, (1 + n) / (10 + n))`` after ``n`` updates."""
 
 
@@ -88,9 +88,9 @@ class DiffusionRecipe(Record):
     """Folder with the frozen towers and the tokenizer."""
     vae: Path
     """Folder with the frozen autoencoder."""
-    drop_caption: float = Field(0.1, ge=0, le=1)
+    drop_caption: float = Field(default=0.1, ge=0, le=1)
     """Share of captions replaced by the empty one, for classifier-free guidance."""
-    timestep_power: float = Field(1.0, gt=0)
+    timestep_power: float = Field(default=1.0, gt=0)
     """1: timesteps are uniform, as in the cards; below 1 high noise is seen more often."""
     weighting: Literal["none", "min_snr"] = "none"
     min_snr_gamma: float = 5.0
