@@ -83,10 +83,7 @@ def middles(scenes: Sequence[Scene]) -> np.ndarray:
         up = (0.0, math.cos(lay.pitch), -math.sin(lay.pitch))
         down = (0.0, -up[1], -up[2])
         for slot, body in enumerate(lay.bodies):
-            u = (
-                body.centre[0]
-                + (support(body, (1.0, 0.0, 0.0)) - support(body, (-1.0, 0.0, 0.0))) / 2
-            )
+            u = body.centre[0] + (support(body, right) - support(body, left)) / 2
             v = body.centre[1] * up[1] + body.centre[2] * up[2]
             v += (support(body, up) - support(body, down)) / 2
             out[i, slot] = (u - lay.u) / lay.view + 0.5, 0.5 - (v - lay.v) / lay.view

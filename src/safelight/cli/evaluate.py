@@ -1,0 +1,173 @@
+"""``safelight evaluate``: a model's scores on the fixed prompt lists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from safelight.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from safelight.evaluate.score import Generate, ListScore
+
+LISTS = ("seen", "held_out", "single", "pair")
+
+
+def command(
+    model: Annotated[str, typer.Option("-m", "--model", help="A model's name or folder.")] = "tiny",
+    lists: Annotated[
+        str, typer.Option("--list", help="Which prompt lists, separated by commas.")
+    ] = ",".join(LISTS),
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first prompts of each list.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 25,
+    guidance_scale: Annotated[float | None, typer.Option(help="Default: the model card's.")] = None,
+    sampler: Annotated[str, typer.Option(help="As for safelight generate.")] = "dpm++2m",
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            help="Guidance scales, separated by commas: the best on the tuning list is chosen, "
+            "then all are reported on the other lists."
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 50,
+    ceilings: Annotated[
+        bool, typer.Option(help="Also score real renders and reconstructions.")
+    ] = True,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for numbers and sheets.")
+    ] = Path("outputs/evaluation"),
+) -> None:
+    """Score a model: prompts with known answers, read by a judge, beside the judge's ceiling."""
+    names = _names(lists)
+    scales = None if sweep is None else _scales(sweep)
+    if scales is not None and guidance_scale is not None:
+        raise InvalidRequest("guidance_scale", "a sweep chooses it.", "Leave one of the two out.")
+
+    import safelight
+    from safelight.evaluate import prompts, report
+    from safelight.evaluate.judge import Judge
+    from safelight.evaluate.score import score_list
+    from safelight.evaluate.towers import autoencode, clip_features
+
+    judge = Judge.load()
+    generator = safelight.load(model)
+    # Networks for the ceilings; a generator without them is scored without.
+    parts = getattr(generator, "model", None)
+    vae, vision = getattr(parts, "vae", None), getattr(parts, "vision", None)
+    settings = {"model": model, "steps": steps, "sampler": sampler}
+
+    def measure(name: str, scale: float | None, *, with_ceilings: bool) -> ListScore:
+        with _Bar() as bar:
+            return score_list(
+                name,
+                prompts.load(name, limit),
+                batch_function(generator, steps=steps, guidance_scale=scale, sampler=sampler),
+                judge,
+                autoencode=None if vae is None else autoencode(vae),
+                features=None if vision is None else clip_features(vision),
+                ceilings=with_ceilings,
+                batch=batch,
+                progress=bar.update,
+            )
+
+    if scales is None:
+        scores = [measure(name, guidance_scale, with_ceilings=ceilings) for name in names]
+        report.write(output, scores, guidance_scale=guidance_scale, **settings)
+        typer.echo(report.markdown(scores))
+        typer.echo(f"{output}/scores.json, scores.md and sheets")
+        return
+
+    tuned = {s: measure("tuning", s, with_ceilings=False) for s in scales}
+    best = max(scales, key=lambda s: tuned[s].generated.cells["all"].value)
+    lines = ["| guidance | tuning | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 2)]
+    for scale in scales:
+        here = [measure(name, scale, with_ceilings=ceilings and scale == best) for name in names]
+        report.write(output / f"guidance-{scale:g}", here, guidance_scale=scale, **settings)
+        cells = [tuned[scale], *here]
+        mark = " (chosen on tuning)" if scale == best else ""
+        row = " | ".join(str(s.generated.cells["all"]) for s in cells)
+        lines.append(f"| {scale:g}{mark} | {row} |")
+    table = "\n".join(lines) + "\n"
+    (output / "sweep.md").write_text(table)
+    typer.echo(table)
+
+
+def batch_function(
+    generator: Any, *, steps: int, guidance_scale: float | None, sampler: str
+) -> Generate:
+    """The generator's ``generate`` as a function of prompts and seeds.
+
+    Raises:
+        RuntimeError: a picture's outcome is not ``ok``: a score over missing pictures would lie.
+    """
+    import numpy as np
+
+    wishes: dict[str, Any] = {"steps": steps, "sampler": sampler}
+    if guidance_scale is not None:
+        wishes["guidance_scale"] = guidance_scale
+
+    def generate(prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+        made = []
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            (result,) = generator.generate(prompt, seed=seed, count=1, **wishes)
+            if str(result.outcome) not in ("ok", "nan_recovered") or result.image is None:
+                raise RuntimeError(f"no picture of {prompt!r}, seed {seed}: {result.outcome}")
+            made.append(np.asarray(result.image.convert("RGB")))
+        return np.stack(made)
+
+    return generate
+
+
+class _Bar:
+    """A progress bar that learns its stages as they come."""
+
+    def __enter__(self) -> _Bar:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        self._progress = Progress(
+            "{task.description}",
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._progress.start()
+        self._tasks: dict[str, Any] = {}
+        return self
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total)
+        self._progress.update(self._tasks[stage], completed=done)
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+def _names(lists: str) -> list[str]:
+    names = [n.strip() for n in lists.split(",") if n.strip()]
+    known = (*LISTS, "tuning")
+    for name in names:
+        if name not in known:
+            raise InvalidRequest("list", f"no list {name!r}.", f"Choose of {', '.join(known)}.")
+    if not names:
+        raise InvalidRequest("list", "names no list.", f"Choose of {', '.join(known)}.")
+    return names
+
+
+def _scales(text: str) -> list[float]:
+    try:
+        scales = [float(v) for v in text.split(",")]
+    except ValueError:
+        raise InvalidRequest("sweep", f"{text!r} is not numbers.", "Write 1,2,3,5,7.5.") from None
+    if any(not 0 <= s < 100 for s in scales):
+        raise InvalidRequest("sweep", f"{text!r}: a scale is outside 0..100.")
+    return sorted(set(scales))
