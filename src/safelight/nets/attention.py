@@ -76,7 +76,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.net = nn.ModuleList([GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
+        self.net = nn.ModuleList(
+            [GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)]
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net[2](self.net[0](x))
@@ -133,11 +135,7 @@ class SpatialTransformer(nn.Module):
             self.proj_in = nn.Conv2d(channels, channels, 1)
             self.proj_out = nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList(
-            [
-                TransformerBlock(
-                    channels, heads, context_width, only_cross=only_cross, upcast=upcast
-                )
-            ]
+            [TransformerBlock(channels, heads, context_width, only_cross=only_cross, upcast=upcast)]
         )
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:

@@ -1,0 +1,287 @@
+"""The key layouts of LoRA files: kohya's, diffusers' two older ones, and PEFT's.
+
+kohya joins a layer's path by underscores, which cannot be undone by rule ("to_out_0", "mid_block"
+and "proj_in" all have their own). So nothing is parsed: every spelling of every layer that the
+networks at hand have is written into one table, and a key that is not in it is an error.
+
+======================  =============================================================
+kohya                   ``lora_unet_down_blocks_0_..._to_q.lora_down.weight``,
+                        ``....lora_up.weight``, ``....alpha``; layers of the original
+                        repository's names too (``lora_unet_input_blocks_1_1_...``)
+diffusers, processors   ``unet.....attn1.processor.to_q_lora.down.weight``
+diffusers               ``unet.....attn1.to_q.lora.down.weight``; in text towers
+                        ``...q_proj.lora_linear_layer.down.weight``
+PEFT                    ``unet.....attn1.to_q.lora_A.weight`` and ``lora_B``; alpha in
+                        the file's metadata
+======================  =============================================================
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from safelight.errors import WeightsError
+from safelight.nets.lora import Adapter, Pair, fit, layers
+
+METADATA_KEY = "lora_adapter_metadata"
+"""Where diffusers keeps PEFT's settings in a safetensors file, as JSON."""
+
+KOHYA_PREFIXES = {"unet": ("lora_unet_",), "text_encoder": ("lora_te_", "lora_te1_")}
+
+_ENDINGS = (
+    ("down", re.compile(r"\.lora_down\.weight$|\.lora_A(\.\w+)?\.weight$")),
+    ("up", re.compile(r"\.lora_up\.weight$|\.lora_B(\.\w+)?\.weight$")),
+    ("down", re.compile(r"(\.lora|_lora|\.lora_linear_layer)\.down\.weight$")),
+    ("up", re.compile(r"(\.lora|_lora|\.lora_linear_layer)\.up\.weight$")),
+    ("alpha", re.compile(r"(_lora)?\.alpha$")),
+)
+
+
+# -- the table of spellings ---------------------------------------------------------------------
+
+
+def spellings(networks: Mapping[str, nn.Module]) -> dict[str, tuple[str, str]]:
+    """Every stem under which a file may know a layer, to (component, path).
+
+    Args:
+        networks: by component: ``unet``, ``text_encoder``.
+    """
+    table: dict[str, tuple[str, str]] = {}
+    bare: Counter[str] = Counter()
+    for component, network in networks.items():
+        for path in layers(network):
+            for stem in _stems(component, path, network):
+                if table.setdefault(stem, (component, path)) != (component, path):
+                    raise ValueError(f"{stem} could be {path} or {table[stem][1]}")
+            bare[path] += 1
+    for component, network in networks.items():
+        for path in layers(network):
+            # Without a component's name only where it can mean one layer.
+            if bare[path] == 1:
+                for stem in (path, _processor(path)):
+                    table.setdefault(stem, (component, path))
+    return table
+
+
+def _stems(component: str, path: str, network: nn.Module) -> Iterator[str]:
+    # transformers 5 drops this part of a text tower's names.
+    for dotted in dict.fromkeys((path, path.removeprefix("text_model."))):
+        yield f"{component}.{dotted}"
+        yield f"{component}.base_model.model.{dotted}"
+        yield f"{component}.{_processor(dotted)}"
+    original = original_name(path, network)
+    for prefix in KOHYA_PREFIXES.get(component, (f"lora_{component}_",)):
+        for name in (path, original):
+            if name:
+                yield prefix + name.replace(".", "_")
+
+
+def _processor(path: str) -> str:
+    """``attn1.to_out.0`` was ``attn1.processor.to_out``; in text towers ``q_proj`` was ``to_q``."""
+    parent, _, last = path.removesuffix(".0").rpartition(".")
+    if last in ("to_q", "to_k", "to_v", "to_out"):
+        return f"{parent}.processor.{last}"
+    if parent.endswith("self_attn"):
+        return f"{parent}.to_{last.removesuffix('_proj')}"
+    return path
+
+
+_IN_RESNET = {
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+
+
+def original_name(path: str, unet: nn.Module) -> str | None:
+    """A UNet layer's path in the original repository, None if it has none.
+
+    With n layers a block counting the downsampler, ``input_blocks.i`` is layer ``(i - 1) % n`` of
+    down block ``(i - 1) // n`` and ``output_blocks.i`` layer ``i % n`` of up block ``i // n``.
+    """
+    if not hasattr(unet, "down_blocks"):
+        return None
+    n = len(unet.get_submodule("down_blocks.0.resnets")) + 1  # pyright: ignore[reportArgumentType]
+    match path.split("."):
+        case ["conv_in"]:
+            return "input_blocks.0.0"
+        case ["conv_out"]:
+            return "out.2"
+        case ["time_embedding" | "class_embedding" as kind, "linear_1" | "linear_2" as linear]:
+            stem = "time_embed" if kind == "time_embedding" else "label_emb.0"
+            return f"{stem}.{0 if linear == 'linear_1' else 2}"
+        case ["down_blocks", b, "downsamplers", "0", "conv"]:
+            return f"input_blocks.{(int(b) + 1) * n}.0.op"
+        case ["up_blocks", b, "upsamplers", "0", "conv"]:
+            place = (
+                2 if any(p == f"up_blocks.{b}.attentions" for p, _ in unet.named_modules()) else 1
+            )
+            return f"output_blocks.{int(b) * n + n - 1}.{place}.conv"
+        case ["down_blocks" | "up_blocks" as way, b, kind, j, *rest]:
+            index = int(b) * n + int(j)
+            block = (
+                f"input_blocks.{index + 1}" if way == "down_blocks" else f"output_blocks.{index}"
+            )
+            return _inside(block, 0, 1, kind, rest)
+        case ["mid_block", kind, j, *rest]:
+            return _inside("middle_block", 2 * int(j), 1, kind, rest)
+    return None
+
+
+def _inside(block: str, resnet: int, attention: int, kind: str, rest: list[str]) -> str:
+    if kind == "resnets":
+        return f"{block}.{resnet}.{_IN_RESNET['.'.join(rest)]}"
+    return ".".join([block, str(attention), *rest])
+
+
+# -- reading ------------------------------------------------------------------------------------
+
+
+def read(
+    state: Mapping[str, Tensor],
+    networks: Mapping[str, nn.Module],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    source: object = "LoRA",
+) -> dict[str, Adapter]:
+    """Adapters from a file's tensors, in any of the layouts, by component.
+
+    Args:
+        networks: by component (``unet``, ``text_encoder``): give every one that the file may
+            adapt. They are only looked at.
+        metadata: the safetensors file's, for PEFT's alpha. Without any alpha it is the rank.
+        source: the file, for messages.
+
+    Raises:
+        WeightsError: keys that belong to no layer or whose partner is missing (all are listed),
+            shapes that do not fit, or an adapter of another kind than LoRA.
+    """
+    table = spellings(networks)
+    found: dict[tuple[str, str], dict[str, Tensor]] = {}
+    unknown = []
+    for key, value in state.items():
+        kind, stem = _split(key)
+        if stem in table and kind not in found.get(table[stem], {}):
+            found.setdefault(table[stem], {})[kind] = value
+        else:
+            unknown.append(key)
+    if unknown:
+        raise WeightsError(source, f"keys of no layer here: {', '.join(unknown)}.", _hint(unknown))
+    if alone := [f"{c}.{p}" for (c, p), parts in found.items() if not {"down", "up"} <= set(parts)]:
+        raise WeightsError(source, f"one of the two factors is missing: {', '.join(alone)}.")
+    alphas = _Alphas(metadata, source)
+    adaptable = {component: layers(network) for component, network in networks.items()}
+    pairs: dict[str, dict[str, Pair]] = {}
+    for (component, path), parts in found.items():
+        down, up = parts["down"], parts["up"]
+        rank = down.shape[0]
+        alpha = parts["alpha"].item() if "alpha" in parts else alphas(component, path, rank)
+        try:
+            pair = fit(Pair(down, up, float(alpha)), adaptable[component][path])
+        except ValueError as error:
+            raise WeightsError(source, f"{component}.{path}: {error}") from None
+        pairs.setdefault(component, {})[path] = pair
+    return {component: Adapter(inner) for component, inner in pairs.items()}
+
+
+def _split(key: str) -> tuple[str, str]:
+    for kind, ending in _ENDINGS:
+        if match := ending.search(key):
+            return kind, key[: match.start()]
+    return "", ""
+
+
+def _hint(unknown: Iterable[str]) -> str:
+    text = " ".join(unknown)
+    if "dora_scale" in text or "lora_magnitude_vector" in text:
+        return "This is a DoRA, which normalises weights; only plain LoRA is supported."
+    if any(kind in text for kind in ("hada_", "lokr_", "oft_", "lora_mid", "diff_b")):
+        return "This is a LyCORIS adapter of another kind; only LoRA and LoCon are supported."
+    if any(kind in text for kind in ("lora_te2_", "text_encoder_2", "transformer.")):
+        return "This was made for another family of models."
+    return "It was made for another model, or for a part of it (unet, text_encoder) not given here."
+
+
+class _Alphas:
+    """PEFT's alpha of a layer, from the metadata that diffusers writes."""
+
+    def __init__(self, metadata: Mapping[str, str] | None, source: object) -> None:
+        self.settings: dict[str, Any] = {}
+        if metadata and METADATA_KEY in metadata:
+            try:
+                self.settings = json.loads(metadata[METADATA_KEY])
+            except ValueError as error:
+                raise WeightsError(source, f"metadata {METADATA_KEY}: {error}") from None
+        if any(v for k, v in self.settings.items() if k.endswith("use_dora")):
+            raise WeightsError(source, "this is a DoRA; only plain LoRA is supported.")
+
+    def __call__(self, component: str, path: str, rank: int) -> float:
+        def setting(name: str) -> Any:
+            return self.settings.get(f"{component}.{name}", self.settings.get(name))
+
+        alpha = setting("lora_alpha")
+        if alpha is None:
+            return rank
+        for pattern, value in (setting("alpha_pattern") or {}).items():
+            # PEFT: "^" anchors a pattern, which otherwise matches the end of a path.
+            start = "" if pattern.startswith("^") else r"(.*\.)?"
+            if re.match(rf"{start}({pattern.removeprefix('^')})$", path):
+                alpha = value
+                break
+        # Rank-stabilised (Kalajdzievski 2023, 2312.03732): alpha / sqrt(rank).
+        return alpha * rank**0.5 if setting("use_rslora") else alpha
+
+
+# -- writing ------------------------------------------------------------------------------------
+
+
+def write(
+    adapters: Mapping[str, Adapter], layout: Literal["kohya", "diffusers", "peft"] = "peft"
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata for a safetensors file, by component (``unet``, ``text_encoder``).
+
+    kohya's layout has a key for each alpha, PEFT's keeps them in the metadata; diffusers' own
+    has no place for them, so there they are multiplied in.
+    """
+    state: dict[str, Tensor] = {}
+    settings: dict[str, Any] = {}
+    for component, adapter in adapters.items():
+        for path, pair in adapter.pairs.items():
+            down, up = pair.down.detach().contiguous(), pair.up.detach().contiguous()
+            if layout == "kohya":
+                prefix = KOHYA_PREFIXES.get(component, (f"lora_{component}_",))[0]
+                stem = prefix + path.replace(".", "_")
+                state |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
+                state[f"{stem}.alpha"] = torch.tensor(pair.alpha)
+            elif layout == "diffusers":
+                stem = f"{component}.{path}"
+                kind = "lora_linear_layer" if component.startswith("text_encoder") else "lora"
+                up = up * pair.scale
+                state |= {f"{stem}.{kind}.down.weight": down, f"{stem}.{kind}.up.weight": up}
+            else:
+                stem = f"{component}.{path}"
+                state |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
+        if layout == "peft" and adapter.pairs:
+            settings |= {f"{component}.{k}": v for k, v in _peft_settings(adapter).items()}
+    return state, {METADATA_KEY: json.dumps(settings, sort_keys=True)} if settings else {}
+
+
+def _peft_settings(adapter: Adapter) -> dict[str, Any]:
+    pairs = adapter.pairs
+    rank = Counter(pair.rank for pair in pairs.values()).most_common(1)[0][0]
+    alpha = Counter(pair.alpha for pair in pairs.values()).most_common(1)[0][0]
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {f"^{p}": pair.rank for p, pair in pairs.items() if pair.rank != rank},
+        "alpha_pattern": {f"^{p}": pair.alpha for p, pair in pairs.items() if pair.alpha != alpha},
+        "target_modules": sorted(pairs),
+    }
