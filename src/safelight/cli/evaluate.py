@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safelight.errors import InvalidRequest
+from safelight.errors import InvalidRequest, SafelightError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,9 +58,8 @@ def command(
 
     judge = Judge.load()
     generator = safelight.load(model)
-    # Networks for the ceilings; a generator without them is scored without.
-    parts = getattr(generator, "model", None)
-    vae, vision = getattr(parts, "vae", None), getattr(parts, "vision", None)
+    # A model without a vision tower is scored without the Fréchet distance.
+    vae, vision = generator.model.vae, generator.model.vision
     settings = {"model": model, "steps": steps, "sampler": sampler}
 
     def measure(name: str, scale: float | None, *, with_ceilings: bool) -> ListScore:
@@ -70,7 +69,7 @@ def command(
                 prompts.load(name, limit),
                 batch_function(generator, steps=steps, guidance_scale=scale, sampler=sampler),
                 judge,
-                autoencode=None if vae is None else autoencode(vae),
+                autoencode=autoencode(vae),
                 features=None if vision is None else clip_features(vision),
                 ceilings=with_ceilings,
                 batch=batch,
@@ -105,7 +104,7 @@ def batch_function(
     """The generator's ``generate`` as a function of prompts and seeds.
 
     Raises:
-        RuntimeError: a picture's outcome is not ``ok``: a score over missing pictures would lie.
+        SafelightError: a picture is missing: a score over the others would lie.
     """
     import numpy as np
 
@@ -114,11 +113,11 @@ def batch_function(
         wishes["guidance_scale"] = guidance_scale
 
     def generate(prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+        results = generator.generate(list(prompts), seed=list(seeds), count=1, **wishes)
         made = []
-        for prompt, seed in zip(prompts, seeds, strict=True):
-            (result,) = generator.generate(prompt, seed=seed, count=1, **wishes)
-            if str(result.outcome) not in ("ok", "nan_recovered") or result.image is None:
-                raise RuntimeError(f"no picture of {prompt!r}, seed {seed}: {result.outcome}")
+        for prompt, seed, result in zip(prompts, seeds, results, strict=True):
+            if result.image is None:
+                raise SafelightError(f"no picture of {prompt!r}, seed {seed}: {result.message}")
             made.append(np.asarray(result.image.convert("RGB")))
         return np.stack(made)
 

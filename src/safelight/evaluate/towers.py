@@ -70,14 +70,15 @@ def clip_features(tower: VisionTower, *, projected: bool = False, batch: int = 6
         a function from pictures of any size to float32 ``(N, D)``.
     """
     mean, std = (torch.tensor(v)[:, None, None] for v in (_MEAN, _STD))
+    weight = next(tower.parameters())
 
     @torch.inference_mode()
     def features(pictures: Pictures) -> np.ndarray:
         parts = []
         for start in range(0, len(pictures), batch):
             pixels = resized(pictures[start : start + batch], tower.spec.image_size)
-            out = tower((pixels / 2 + 0.5 - mean) / std)
-            parts.append((out.embedding if projected else out.pooled).float().numpy())
+            out = tower(((pixels / 2 + 0.5 - mean) / std).to(weight))
+            parts.append((out.embedding if projected else out.pooled).float().cpu().numpy())
         width = tower.spec.projection_width if projected else tower.spec.width
         return np.concatenate(parts) if parts else np.empty((0, width), np.float32)
 
@@ -87,14 +88,16 @@ def clip_features(tower: VisionTower, *, projected: bool = False, batch: int = 6
 def autoencode(vae: VAE, batch: int = 32) -> Callable[[Pictures], Pictures]:
     """Pictures there and back through the autoencoder: the ceiling of anything it decodes."""
 
+    weight = next(vae.parameters())
+
     @torch.inference_mode()
     def there_and_back(pictures: Pictures) -> Pictures:
         parts = []
         for start in range(0, len(pictures), batch):
             x = torch.from_numpy(np.ascontiguousarray(pictures[start : start + batch]))
             x = x.permute(0, 3, 1, 2).float() / 127.5 - 1.0
-            latents = vae.encode(x).mean * vae.spec.scaling_factor
-            parts.append(to_uint8(vae.decode(latents)).numpy())
+            latents = vae.encode(x.to(weight)).mean * vae.spec.scaling_factor
+            parts.append(to_uint8(vae.decode(latents)).cpu().numpy())
         return np.concatenate(parts)
 
     return there_and_back
