@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 FAMILY = Path(__file__).parent / "family"
 """The shipped models."""
 
+ALIASES = {"tiny": "tiny-v"}
+"""``tiny`` is the best text-to-image member there is: today the v-prediction one."""
+
 DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
@@ -120,7 +123,7 @@ class Model:
         """
         place = pick_device(device)
         pick_dtype(dtype, place, tiny=True)  # a wrong one must fail before anything is read
-        family = FAMILY / str(name) / "model.json"
+        family = FAMILY / ALIASES.get(str(name), str(name)) / "model.json"
         if family.is_file():
             return _load_family(cls, family, place, pick_dtype(dtype, place, tiny=True))
         from safelight.store.folder import read_folder
