@@ -23,6 +23,7 @@ from safelight.conditioning import Conditioning
 from safelight.diffusion import guidance
 from safelight.diffusion.solvers import Ask, Solver
 from safelight.errors import Cancelled, SafelightError
+from safelight.runtime import Row
 
 if TYPE_CHECKING:
     from safelight.model import Model
@@ -217,21 +218,9 @@ class Engine:
         self.ticks += 1
 
     def _call(self, rows: list[_Row]) -> Tensor:
-        model = self.model
-        x = torch.cat([row.ask.x for row in rows])
-        first = rows[0].conditioning
-        if first.planes is not None:
-            planes = torch.stack([_given(row.conditioning.planes) for row in rows])
-            x = torch.cat([x, planes.to(x)], dim=1)
-        t = torch.tensor([row.ask.timestep for row in rows], device=model.device)
-        tokens = torch.stack([row.conditioning.tokens for row in rows])
-        vector = guide = None
-        if first.vector is not None:
-            vector = torch.stack([_given(row.conditioning.vector) for row in rows])
-        if first.guidance is not None:
-            guide = torch.stack([_given(row.conditioning.guidance) for row in rows])
         self.calls += 1
-        return model.unet(x, t, tokens, vector, guide)
+        asked = [Row(row.ask.x, row.ask.timestep, row.conditioning) for row in rows]
+        return self.model.runtime.predict(asked)
 
     def _answer(self, picture: Picture, predictions: list[Tensor], weights: list[float]) -> None:
         ask = picture._ask
@@ -251,11 +240,6 @@ class Engine:
             picture._end(latents=stop.value)
         except Exception as error:
             picture._end(error=error)
-
-
-def _given(value: Tensor | None) -> Tensor:
-    assert value is not None  # rows of one group have the same slots
-    return value
 
 
 def wait_until(condition: Callable[[], bool], timeout: float = 10.0) -> bool:

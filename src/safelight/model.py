@@ -13,8 +13,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,9 @@ from safelight.nets.vae import VAE
 from safelight.spec import ModelSpec
 from safelight.store.weights import load_into, read_weights, sha256
 from safelight.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from safelight.runtime import Prepared
 
 log = logging.getLogger(__name__)
 
@@ -47,20 +51,23 @@ DTYPES = {
 }
 
 
-class Cache:
+T = TypeVar("T")
+
+
+class Cache(Generic[T]):
     """A small bounded map, least recently used out first; safe to share between threads."""
 
     def __init__(self, size: int = 256) -> None:
         self._size, self._lock = size, threading.Lock()
-        self._items: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._items: OrderedDict[Hashable, T] = OrderedDict()
 
-    def get(self, key: Hashable) -> Tensor | None:
+    def get(self, key: Hashable) -> T | None:
         with self._lock:
             if key in self._items:
                 self._items.move_to_end(key)
             return self._items.get(key)
 
-    def put(self, key: Hashable, value: Tensor) -> None:
+    def put(self, key: Hashable, value: T) -> None:
         with self._lock:
             self._items[key] = value
             while len(self._items) > self._size:
@@ -84,7 +91,7 @@ class Model:
     """SHA-256 over the weights' own digests; empty for a model made in memory."""
     notes: tuple[str, ...] = ()
     """What loading found worth telling: fallbacks, unofficial copies."""
-    text_cache: Cache = field(default_factory=Cache)
+    text_cache: Cache[Tensor] = field(default_factory=Cache)
 
     def __post_init__(self) -> None:
         self.schedule = Schedule.from_spec(self.spec.schedule)
@@ -98,6 +105,18 @@ class Model:
         """The networks that are there, by component name."""
         parts = {"unet": self.unet, "vae": self.vae, "text": self.text, "vision": self.vision}
         return {name: net for name, net in parts.items() if net is not None}
+
+    @cached_property
+    def runtime(self) -> Prepared:
+        """The networks laid out for this machine, at first use: what the engine calls."""
+        from safelight.runtime import prepare
+
+        return prepare(self)
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """Names of the layouts and fusions in use, for a picture's metadata."""
+        return self.runtime.plan.kernels
 
     @classmethod
     def load(

@@ -1,0 +1,14 @@
+"""How a model is run fast, with rounding as the only difference.
+
+:func:`prepare` reads a model's networks once and lays them out for the machine; the networks
+themselves stay as they are and remain the reference. Where nothing is known to be faster, or an
+adapter or a tap is attached, the networks run as they are.
+
+`plan` chooses, `layers` and `attention` are the pieces, `unet` and `vae` the networks made of
+them, `prepared` what the engine calls.
+"""
+
+from safelight.runtime.plan import PLAIN, Plan, choose
+from safelight.runtime.prepared import Prepared, Row, prepare
+
+__all__ = ["PLAIN", "Plan", "Prepared", "Row", "choose", "prepare"]

@@ -1,0 +1,198 @@
+"""Attention and transformer blocks over ``(N, L, C)`` rows.
+
+Each class is made from a module of :mod:`safelight.nets.attention` and computes what that
+computes. Residuals are added inside, where they cost one pass less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from safelight.nets.attention import Attention, FeedForward, SpatialTransformer, TransformerBlock
+from safelight.nets.vae import SpatialAttention
+from safelight.runtime.layers import Norm
+from safelight.runtime.plan import Plan
+
+Read = tuple[Tensor, Tensor]
+"""What a cross-attention keeps of a context, one entry a row: keys and values ``(N, heads, S, d)``
+or, folded, ``(N, C, heads * S)`` and ``(N, heads * S, C)``."""
+
+_FOLD = 2**17
+"""Most elements of one folded matrix: below, saved calls outweigh what it costs to read."""
+_BLOCK = 512
+"""Rows of the feed-forward at a time: its four times wider activations then stay in cache."""
+
+
+class SelfAttention:
+    """Query, key and value in one product."""
+
+    def __init__(self, attention: Attention | SpatialAttention) -> None:
+        parts = (attention.to_q, attention.to_k, attention.to_v)
+        self._heads = attention.heads if isinstance(attention, Attention) else 1
+        self._weight = torch.cat([part.weight.detach() for part in parts])
+        biases = [part.bias for part in parts]
+        self._bias = None if biases[0] is None else torch.cat(biases).detach()
+        self._out = attention.to_out[0]
+
+    def __call__(self, x: Tensor, normed: Tensor) -> Tensor:
+        """``x`` plus attention over ``normed``."""
+        n, length, width = normed.shape
+        qkv = F.linear(normed, self._weight, self._bias)
+        qkv = qkv.view(n, length, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(*qkv.unbind(0))
+        out = out.transpose(1, 2).reshape(n, length, width)
+        return F.linear(out, self._out.weight, self._out.bias).add_(x)
+
+
+class CrossAttention:
+    """Keys and values come from :meth:`read`, once for every context."""
+
+    def __init__(self, attention: Attention, plan: Plan) -> None:
+        self._part, self._heads, self._fold = attention, attention.heads, plan.folded
+
+    def read(self, tokens: Tensor) -> Read:
+        """Keys and values of a context ``(S, context_width)``, as a batch of one.
+
+        Scores are ``x Wq Kᵀ / √d``, one head's share of the output is ``P V Wo``. Where heads
+        and tokens are few, ``Wq Kᵀ / √d`` and ``V Wo`` are made here, so that two small products
+        and a softmax remain. The output's bias goes into the second, a share a head: each row of
+        ``P`` sums to one.
+        """
+        part, heads = self._part, self._heads
+        key, value = (
+            F.linear(tokens, source.weight).unflatten(-1, (heads, -1)).transpose(0, 1)
+            for source in (part.to_k, part.to_v)
+        )
+        into = part.to_q.weight.view(heads, -1, part.to_q.weight.shape[1])
+        if not self._fold or heads * len(tokens) * into.shape[2] > _FOLD:
+            return key[None].contiguous(), value[None].contiguous()
+        out = part.to_out[0]
+        first = torch.einsum("hdc,hsd->chs", into, key) * key.shape[-1] ** -0.5
+        second = torch.einsum("hsd,chd->hsc", value, out.weight.unflatten(1, (heads, -1)))
+        second = second + out.bias / heads
+        return first.flatten(1)[None].contiguous(), second.flatten(0, 1)[None].contiguous()
+
+    def __call__(self, x: Tensor, normed: Tensor, read: Read) -> Tensor:
+        """``x`` plus attention of ``normed`` to what was read, a row of it for each of ``x``."""
+        first, second = read
+        n, length, width = normed.shape
+        if first.ndim == 3:
+            scores = torch.bmm(normed, first).view(n, length, self._heads, -1)
+            return torch.baddbmm(x, scores.softmax(-1).view(n, length, -1), second)
+        query = F.linear(normed, self._part.to_q.weight)
+        query = query.view(n, length, self._heads, -1).transpose(1, 2)
+        out = F.scaled_dot_product_attention(query, first, second)
+        out = out.transpose(1, 2).reshape(n, length, width)
+        last = self._part.to_out[0]
+        return F.linear(out, last.weight, last.bias).add_(x)
+
+
+class GatedForward:
+    """GEGLU with value and gate as two products, so that both lie in order, block by block."""
+
+    def __init__(self, forward: FeedForward) -> None:
+        first, last = forward.net[0].proj, forward.net[2]
+        self._value, self._gate = first.weight.detach().chunk(2)
+        self._value_bias, self._gate_bias = first.bias.detach().chunk(2)
+        self._last, self._last_bias = last.weight.detach().t(), last.bias
+
+    def __call__(self, x: Tensor, normed: Tensor) -> Tensor:
+        """``x`` plus the feed-forward of ``normed``."""
+        rows = normed.view(-1, normed.shape[-1])
+        if len(rows) <= _BLOCK:
+            out = torch.addmm(self._last_bias, self._inner(rows), self._last)
+        else:
+            out = torch.empty_like(rows)
+            for part, place in zip(rows.split(_BLOCK), out.split(_BLOCK), strict=True):
+                torch.addmm(self._last_bias, self._inner(part), self._last, out=place)
+        return out.view(normed.shape).add_(x)
+
+    def _inner(self, rows: Tensor) -> Tensor:
+        gate = F.gelu(F.linear(rows, self._gate, self._gate_bias))
+        return F.linear(rows, self._value, self._value_bias).mul_(gate)
+
+
+class Block:
+    """One transformer block."""
+
+    def __init__(self, block: TransformerBlock, plan: Plan) -> None:
+        self._norms = [
+            (norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+            for norm in (block.norm1, block.norm2, block.norm3)
+        ]
+        self._own = None if block.only_cross else SelfAttention(block.attn1)
+        crosses = [block.attn1, block.attn2] if block.only_cross else [block.attn2]
+        self.crosses = [CrossAttention(attention, plan) for attention in crosses]
+        self._forward = GatedForward(block.ff)
+
+    def own(self, x: Tensor) -> Tensor:
+        """The half that reads no context; nothing where both attentions do."""
+        return x if self._own is None else self._own(x, F.layer_norm(x, *self._norms[0]))
+
+    def rest(self, x: Tensor, reads: Iterator[Read]) -> Tensor:
+        """Everything from the first cross-attention on."""
+        first = len(self._norms) - 1 - len(self.crosses)
+        for cross, norm in zip(self.crosses, self._norms[first:], strict=False):
+            x = cross(x, F.layer_norm(x, *norm), next(reads))
+        return self._forward(x, F.layer_norm(x, *self._norms[2]))
+
+
+class Transformer:
+    """Transformer blocks over the cells of a feature map."""
+
+    def __init__(self, part: SpatialTransformer, plan: Plan) -> None:
+        self._norm = Norm(part.norm, silu=False)
+        # A 1x1 convolution is a linear layer over cells.
+        self._into, self._out = (
+            (layer.weight.detach().flatten(1), layer.bias)
+            for layer in (part.proj_in, part.proj_out)
+        )
+        self._blocks = [Block(block, plan) for block in part.transformer_blocks]
+        self.crosses = [cross for block in self._blocks for cross in block.crosses]
+
+    def __call__(
+        self,
+        x: Tensor,
+        reads: Iterator[Read],
+        spread: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """``x`` (N, C, H, W).
+
+        Args:
+            reads: what its cross-attentions read, in order.
+            spread: from here on there are more rows: copies them out, at the first
+                cross-attention.
+        """
+        h = F.linear(rows_of(self._norm(x)), *self._into)
+        for block in self._blocks:
+            h = block.own(h)
+            if spread is not None:
+                h, x, spread = spread(h), spread(x), None
+            h = block.rest(h, reads)
+        return map_of(F.linear(h, *self._out), x).add_(x)
+
+
+class CellAttention:
+    """The autoencoder's self-attention over all cells."""
+
+    def __init__(self, part: SpatialAttention) -> None:
+        self._norm, self._own = Norm(part.group_norm, silu=False), SelfAttention(part)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return map_of(self._own(rows_of(x), rows_of(self._norm(x))), x)
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """``(N, C, H, W)`` to ``(N, H * W, C)``: a view of channels-last memory."""
+    n, channels, height, width = x.shape
+    return x.permute(0, 2, 3, 1).reshape(n, height * width, channels)
+
+
+def map_of(rows: Tensor, like: Tensor) -> Tensor:
+    """The way back, to the shape of ``like``."""
+    n, channels, height, width = like.shape
+    return rows.view(n, height, width, channels).permute(0, 3, 1, 2)

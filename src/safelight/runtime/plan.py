@@ -1,0 +1,133 @@
+"""Which layouts and fusions a model runs with on this machine.
+
+Every one is exact: the same mathematics in another order, so results differ by rounding only.
+The choice hangs on the model and the machine alone, never on the load of the moment, because
+pictures record it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from safelight.nets.unet import UNet
+from safelight.nets.vae import VAE
+
+if TYPE_CHECKING:
+    from safelight.model import Model
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The switches, each with what it saves. Without ``fused`` the others have no meaning."""
+
+    fused: bool = True
+    """Activations channels-last from end to end; GroupNorm and SiLU in one pass over memory,
+    query, key and value in one product, time embeddings and the prompt's keys and values once."""
+    packed: bool = True
+    """Convolution weights in oneDNN's blocked order, instead of reordering them at each call;
+    the residual is added where the convolution writes. Costs a second copy of these weights."""
+    transposed: bool = True
+    """Nearest 2x and a 3x3 convolution as one transposed convolution: 4 products for 9."""
+    shared: bool = True
+    """Branches of one picture share everything before the first cross-attention."""
+    folded: bool = True
+    """Small cross-attention: queries and outputs multiplied into the cached keys and values."""
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """Names of what is on, for a picture's metadata."""
+        if not self.fused:
+            return ("torch",)
+        names = (f.name for f in dataclasses.fields(self) if getattr(self, f.name))
+        return ("torch", *sorted(names))
+
+
+PLAIN = Plan(fused=False, packed=False, transposed=False, shared=False, folded=False)
+"""The networks as they are."""
+
+
+def choose(model: Model) -> Plan:
+    """The plan for a model where it is.
+
+    Float32 on the CPU is what the fusions were measured on. Elsewhere the networks run as they
+    are: fewer, larger kernels matter there too, but nothing has been measured yet.
+    """
+    known = type(model.unet) is UNet and type(model.vae) is VAE
+    if not known or model.device.type != "cpu" or model.dtype != torch.float32:
+        return PLAIN
+    weights = sum(p.numel() * 4 for p in model.unet.parameters())
+    # The packed copies are about two thirds of the weights; leave room for the pictures.
+    return Plan(packed=packing_works() and 2 * weights < _memory() / 2)
+
+
+@functools.cache
+def packing_works() -> bool:
+    """Whether this PyTorch packs convolution weights, and computes right with them.
+
+    The operations are the ones its own compiler uses for frozen weights; they are not a
+    documented interface, so they are tried and compared before they are used.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias, other = (
+        torch.randn(shape, generator=generator)
+        for shape in ((2, 8, 6, 6), (8, 8, 3, 3), (8,), (2, 8, 6, 6))
+    )
+    x, other = (t.contiguous(memory_format=torch.channels_last) for t in (x, other))
+    expected = F.conv2d(x, weight, bias, padding=1)
+    try:
+        packed = pack(weight, (1, 1), (1, 1))
+        alone = packed_conv(x, packed, bias, (1, 1), (1, 1))
+        added = packed_conv_add(x, other, packed, bias, (1, 1), (1, 1))
+    except (AttributeError, RuntimeError, TypeError, NotImplementedError):
+        return False
+    close = functools.partial(torch.allclose, rtol=1e-4, atol=1e-4)
+    return bool(close(alone, expected) and close(added, expected + other))
+
+
+# -- oneDNN, through PyTorch ----------------------------------------------------------------------
+
+Pair = tuple[int, int]
+
+
+def pack(weight: torch.Tensor, stride: Pair, padding: Pair) -> torch.Tensor:
+    """A convolution's weights ``(O, I, kh, kw)`` in oneDNN's own order."""
+    # The order depends little on the picture's size; another size than this one works as well.
+    size = [1, weight.shape[1], 32, 32]
+    op = torch.ops.mkldnn._reorder_convolution_weight
+    return op(weight.detach(), [*padding], [*stride], [1, 1], 1, size)
+
+
+def packed_conv(
+    x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, stride: Pair, padding: Pair
+) -> torch.Tensor:
+    """Convolve ``x`` (N, I, H, W) with packed weights; channels-last in and out."""
+    op = torch.ops.mkldnn._convolution_pointwise
+    return op(x, packed, bias, padding, stride, (1, 1), 1, "none", [], "")
+
+
+def packed_conv_add(
+    x: torch.Tensor,
+    other: torch.Tensor,
+    packed: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Pair,
+    padding: Pair,
+) -> torch.Tensor:
+    """The same plus ``other``, which has the shape and layout of the result."""
+    op = torch.ops.mkldnn._convolution_pointwise.binary
+    return op(x, other, packed, bias, padding, stride, (1, 1), 1, "add", 1.0, None, [], None)
+
+
+def _memory() -> int:
+    """Bytes of main memory; 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 0

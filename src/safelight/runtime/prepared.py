@@ -1,0 +1,210 @@
+"""What the engine calls: a model's networks, prepared, and what they remember between calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from safelight.conditioning import Conditioning
+from safelight.nets.vae import Posterior
+from safelight.runtime.attention import Read
+from safelight.runtime.plan import Plan, choose
+from safelight.runtime.unet import FusedUNet
+from safelight.runtime.vae import FusedDecoder
+
+if TYPE_CHECKING:
+    from safelight.model import Model
+
+_READ_BYTES = 2**28
+"""What the keys and values of all remembered prompts may take."""
+_STACK_BYTES = 2**26
+"""What those of one call's rows may take to be kept for the next tick."""
+
+
+class Row(NamedTuple):
+    """One branch of one picture in a network call."""
+
+    x: Tensor
+    """``(1, C, h, w)`` noisy latents. Branches of one picture share this very tensor."""
+    timestep: float
+    conditioning: Conditioning
+
+
+def prepare(model: Model, plan: Plan | None = None) -> Prepared:
+    """Lay a model out for its machine.
+
+    Args:
+        plan: what to do; None for what :func:`safelight.runtime.plan.choose` chooses.
+    """
+    return Prepared(model, choose(model) if plan is None else plan)
+
+
+class Prepared:
+    """A model's networks as they run. Safe to share between threads.
+
+    Whoever changes a network's numbers afterwards must prepare it again; hooks on it or its
+    parts (adapters, taps) are noticed at each call, and the network itself runs.
+    """
+
+    def __init__(self, model: Model, plan: Plan) -> None:
+        from safelight.model import Cache
+
+        self.plan = plan
+        self._unet, self._vae = model.unet, model.vae
+        self._device = model.device
+        self._fused_unet: FusedUNet | None = None
+        self._fused_decoder: FusedDecoder | None = None
+        self._unet_parts = tuple(model.unet.modules())
+        self._vae_parts = tuple(model.vae.modules())
+        if plan.fused:
+            with torch.no_grad():
+                self._fused_unet = FusedUNet(model.unet, plan)
+                self._fused_decoder = FusedDecoder(model.vae, plan)
+        # An entry holds the tensors whose identity is its key, so that no other can take it.
+        self._times: Cache[tuple[object, list[Tensor]]] = Cache(256)
+        self._reads: Cache[tuple[object, list[Read]]] = Cache(_remembered(model))
+        self._stacks: Cache[tuple[object, list[Read]]] = Cache(4)
+
+    @torch.inference_mode()
+    def predict(self, rows: Sequence[Row]) -> Tensor:
+        """Answer rows of equal shape with one network call: ``(N, out_channels, h, w)``."""
+        unet = self._fused_unet
+        if unet is None or _touched(self._unet_parts):
+            return self._plain(rows)
+        reads = self._stacked(unet, [row.conditioning.tokens for row in rows])
+        # Rows that differ in their tokens alone are one until these are first read.
+        slots: dict[object, int] = {}
+        firsts: list[Row] = []
+        places: list[int] = []
+        for row in rows:
+            key = _until_context(row) if self.plan.shared else len(places)
+            places.append(slots.setdefault(key, len(slots)))
+            if len(slots) > len(firsts):
+                firsts.append(row)
+        times, alike = self._time_of(unet, firsts)
+        x = _latents(firsts)
+        if len(firsts) == len(rows):
+            return unet(x, times, reads)
+        index = torch.tensor(places, device=x.device)
+        if alike:
+            return unet(x, times, reads, spread=lambda t: _spread(t, index))
+        later = [time.index_select(0, index) for time in times]
+        return unet(x, later, reads, spread=lambda t: _spread(t, index), first_times=times)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents to pixels, as :meth:`safelight.nets.vae.VAE.decode`."""
+        if self._fused_decoder is None or _touched(self._vae_parts):
+            return self._vae.decode(latents)
+        return self._fused_decoder(latents)
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Posterior:
+        """Pixels to the posterior over latents, as :meth:`safelight.nets.vae.VAE.encode`."""
+        return self._vae.encode(pixels)
+
+    # -- remembered --------------------------------------------------------------------------
+
+    def _time_of(self, unet: FusedUNet, rows: Sequence[Row]) -> tuple[list[Tensor], bool]:
+        """Time projections, and whether one does for all rows."""
+        found: dict[object, list[Tensor]] = {}
+        each = []
+        for row in rows:
+            vector, guidance = row.conditioning.vector, row.conditioning.guidance
+            key = (row.timestep, id(vector), id(guidance))
+            if key not in found:
+                known = self._times.get(key)
+                if known is None:
+                    # One at a time: the company of other pictures must not move the last bit.
+                    known = (vector, guidance), unet.time(row.timestep, vector, guidance)
+                    self._times.put(key, known)
+                found[key] = known[1]
+            each.append(found[key])
+        if len(found) == 1:
+            return each[0], True
+        return [torch.cat(parts) for parts in zip(*each, strict=True)], False
+
+    def _stacked(self, unet: FusedUNet, tokens: Sequence[Tensor]) -> list[Read]:
+        """Keys and values of these rows. The rows of a batch stay the same for many ticks."""
+        key = tuple(id(each) for each in tokens)
+        known = self._stacks.get(key)
+        if known is not None:
+            return known[1]
+        each = [self._read(unet, one) for one in tokens]
+        if len(each) == 1:
+            return each[0]
+        stacked = [
+            (torch.cat([first for first, _ in parts]), torch.cat([second for _, second in parts]))
+            for parts in zip(*each, strict=True)
+        ]
+        if sum(4 * part.numel() for read in stacked for part in read) <= _STACK_BYTES:
+            self._stacks.put(key, (tuple(tokens), stacked))
+        return stacked
+
+    def _read(self, unet: FusedUNet, tokens: Tensor) -> list[Read]:
+        known = self._reads.get(id(tokens))
+        if known is None:
+            known = tokens, unet.read(tokens)
+            self._reads.put(id(tokens), known)
+        return known[1]
+
+    # -- the networks as they are ------------------------------------------------------------
+
+    def _plain(self, rows: Sequence[Row]) -> Tensor:
+        t = torch.tensor([row.timestep for row in rows], device=self._device)
+        tokens = torch.stack([row.conditioning.tokens for row in rows])
+        vectors = [row.conditioning.vector for row in rows]
+        guides = [row.conditioning.guidance for row in rows]
+        return self._unet(_latents(rows), t, tokens, _stack(vectors), _stack(guides))
+
+
+def _until_context(row: Row) -> object:
+    """Equal for rows that are the same until the context is read."""
+    told = row.conditioning
+    return (
+        id(row.x),
+        row.timestep,
+        id(told.planes),
+        id(told.vector),
+        id(told.guidance),
+    )
+
+
+def _latents(rows: Sequence[Row]) -> Tensor:
+    x = torch.cat([row.x for row in rows])
+    planes = _stack([row.conditioning.planes for row in rows])
+    return x if planes is None else torch.cat([x, planes.to(x)], dim=1)
+
+
+def _stack(slots: Sequence[Tensor | None]) -> Tensor | None:
+    """Rows of one call have the same slots."""
+    given = [slot for slot in slots if slot is not None]
+    return torch.stack(given) if given else None
+
+
+def _spread(t: Tensor, index: Tensor) -> Tensor:
+    """Copy rows out: ``(N, L, C)``, or ``(N, C, H, W)`` in channels-last memory."""
+    if t.ndim < 4:
+        return t.index_select(0, index)
+    return t.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+
+
+def _touched(parts: Sequence[nn.Module]) -> bool:
+    """Whether a hook would be missed."""
+    return any(
+        part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in parts
+    )
+
+
+def _remembered(model: Model) -> int:
+    """How many prompts' keys and values to keep."""
+    spec = model.spec.unet
+    layers = [
+        width * (2 * spec.layers_per_block + 1 + (level == len(spec.channels) - 1))
+        for level, width in enumerate(spec.channels)
+    ]
+    tokens = 77 if model.spec.text is None else model.spec.text.context_length
+    return max(4, min(256, _READ_BYTES // (8 * tokens * sum(layers))))

@@ -1,0 +1,124 @@
+"""The UNet as a list of steps over channels-last activations.
+
+Made from a :class:`safelight.nets.unet.UNet`, whose numbers it shares where their layout allows.
+What does not change from call to call is asked for once, and handed in by the caller:
+:meth:`FusedUNet.time` for a timestep, :meth:`FusedUNet.read` for a context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from safelight.nets.unet import DownBlock, UNet, UpBlock
+from safelight.runtime.attention import Read, Transformer
+from safelight.runtime.layers import Conv, Down, Norm, Resnet, Up
+from safelight.runtime.plan import Plan
+
+Times = Sequence[Tensor]
+"""For every residual block, in running order, what :meth:`Resnet.time` gave: ``(1 | N, C)``."""
+Step = tuple[Resnet, Transformer | None] | Down | Up
+
+
+class FusedUNet:
+    """The same function as the UNet it is made of."""
+
+    def __init__(self, unet: UNet, plan: Plan) -> None:
+        self._unet, self._plan = unet, plan
+        self._conv_in, self._conv_out = Conv(unet.conv_in, plan), Conv(unet.conv_out, plan)
+        self._norm_out = Norm(unet.conv_norm_out)
+        self._down = [step for block in unet.down_blocks for step in self._steps(block)]
+        self._middle = (
+            Resnet(unet.mid_block.resnets[0], plan),
+            Transformer(unet.mid_block.attentions[0], plan),
+            Resnet(unet.mid_block.resnets[1], plan),
+        )
+        self._up = [step for block in unet.up_blocks for step in self._steps(block)]
+
+        first, transformer, last = self._middle
+        layers = [*_layers(self._down), (first, transformer), (last, None), *_layers(self._up)]
+        self._resnets = [resnet for resnet, _ in layers]
+        transformers = [found for _, found in layers if found is not None]
+        self._crosses = [cross for found in transformers for cross in found.crosses]
+
+    def _steps(self, block: DownBlock | UpBlock) -> Iterable[Step]:
+        plan, attentions = self._plan, block.attentions
+        for i, resnet in enumerate(block.resnets):
+            transformer = None if attentions is None else Transformer(attentions[i], plan)
+            yield Resnet(resnet, plan), transformer
+        if isinstance(block, DownBlock):
+            yield from (Down(part, plan) for part in block.downsamplers or ())
+        else:
+            yield from (Up(part, plan) for part in block.upsamplers or ())
+
+    def time(
+        self, timestep: float, vector: Tensor | None = None, guidance: Tensor | None = None
+    ) -> list[Tensor]:
+        """A timestep (and one row's class vector and guidance embedding) for every resnet."""
+        place = self._unet.conv_in.weight.device
+        embedded = self._unet.time_vector(
+            torch.tensor([timestep], device=place),
+            None if vector is None else vector[None],
+            None if guidance is None else guidance[None],
+        )
+        return [resnet.time(embedded) for resnet in self._resnets]
+
+    def read(self, tokens: Tensor) -> list[Read]:
+        """A context ``(S, context_width)`` for every cross-attention."""
+        return [cross.read(tokens) for cross in self._crosses]
+
+    def __call__(
+        self,
+        x: Tensor,
+        times: Times,
+        reads: Sequence[Read],
+        *,
+        spread: Callable[[Tensor], Tensor] | None = None,
+        first_times: Times | None = None,
+    ) -> Tensor:
+        """Predict.
+
+        Args:
+            x: ``(N, in_channels, H, W)`` noisy latents, extra planes behind them.
+            times: of :meth:`time`; one for all rows, or stacked, one a row.
+            reads: of :meth:`read`, stacked, one a row.
+            spread: ``x`` has fewer rows than the result: copies the rows of any tensor out,
+                and is called where the context is first read.
+            first_times: ``times`` before that, where they are stacked.
+
+        Returns:
+            ``(N, out_channels, H, W)``, channels-last.
+        """
+        h = self._conv_in(x.contiguous(memory_format=torch.channels_last), self._conv_in.bias)
+        context, skips, done = iter(reads), [h], 0
+        current = times if first_times is None else first_times
+
+        def layer(h: Tensor, resnet: Resnet, transformer: Transformer | None) -> Tensor:
+            nonlocal spread, current, skips, done
+            h, done = resnet(h, current[done]), done + 1
+            if transformer is None:
+                return h
+            h = transformer(h, context, spread)
+            if spread is not None:
+                skips = [spread(skip) for skip in skips]
+                spread, current = None, times
+            return h
+
+        for step in self._down:
+            h = step(h) if isinstance(step, Down) else layer(h, *step)
+            skips.append(h)
+        h = layer(h, *self._middle[:2])
+        h = layer(h, self._middle[2], None)
+        for step in self._up:
+            if isinstance(step, Up):
+                height, width = skips[-1].shape[-2:]
+                h = step(h, (height, width))
+            else:
+                h = layer(torch.cat([h, skips.pop()], dim=1), *step)
+        return self._conv_out(self._norm_out(h), self._conv_out.bias)
+
+
+def _layers(steps: Iterable[Step]) -> list[tuple[Resnet, Transformer | None]]:
+    return [step for step in steps if isinstance(step, tuple)]

@@ -1,0 +1,40 @@
+"""The decoder over channels-last activations. Made from :class:`safelight.nets.vae.VAE`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from safelight.nets.vae import VAE
+from safelight.runtime.attention import CellAttention
+from safelight.runtime.layers import Conv, Norm, Resnet, Up
+from safelight.runtime.plan import Plan
+
+
+class FusedDecoder:
+    """The same function as :meth:`safelight.nets.vae.VAE.decode`."""
+
+    def __init__(self, vae: VAE, plan: Plan) -> None:
+        decoder, self._post, self._scale = vae.decoder, vae.post_quant_conv, vae.spec.scaling_factor
+        self._conv_in, self._conv_out = Conv(decoder.conv_in, plan), Conv(decoder.conv_out, plan)
+        middle = decoder.mid_block
+        steps: list[Callable[[Tensor], Tensor]] = [
+            Resnet(middle.resnets[0], plan),
+            CellAttention(middle.attentions[0]),
+            Resnet(middle.resnets[1], plan),
+        ]
+        for block in decoder.up_blocks:
+            steps += [Resnet(resnet, plan) for resnet in block.resnets]
+            steps += [Up(part, plan) for part in block.upsamplers or ()]
+        self._steps = [*steps, Norm(decoder.conv_norm_out)]
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Scaled latents ``(N, latent_channels, h, w)`` to pixels ``(N, 3, f*h, f*w)``."""
+        h = F.conv2d(latents / self._scale, self._post.weight, self._post.bias)
+        h = self._conv_in(h.contiguous(memory_format=torch.channels_last), self._conv_in.bias)
+        for step in self._steps:
+            h = step(h)
+        return self._conv_out(h, self._conv_out.bias)
