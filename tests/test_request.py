@@ -136,6 +136,7 @@ def test_other_programs_spellings(written: dict[str, Any], field: str, value: An
         ({"xyzzy": 3}, "xyzzy", "Known: "),
         ({"scale": 1, "cfg_scale": 2}, "cfg_scale", "scale"),
         ({"n_iter": 2, "batch_size": "x"}, "batch_size", "whole number"),
+        ({"n_iter": 2, "batch_size": 0}, "batch_size", "at least 1"),
         ({"eta": 0.5, "sampler": "pndm"}, "eta", "ddim"),
     ],
 )

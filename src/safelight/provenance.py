@@ -23,6 +23,7 @@ from PIL import Image
 from safelight import __version__, names
 from safelight.errors import InvalidRequest
 from safelight.request import GenerateRequest, ImageResult, canonical_json
+from safelight.store import pictures
 
 if TYPE_CHECKING:
     from safelight.model import Model
@@ -56,7 +57,7 @@ def plan(model: Model, batch: int | str) -> dict[str, Any]:
         "chip": chip,
         "device": device.type,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "kernels": list(getattr(model, "kernels", ("torch",))),
+        "kernels": list(model.kernels),
         "numerics": NUMERICS,
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "torch": str(torch.__version__),
@@ -117,6 +118,9 @@ def metadata(
 
 def _public_source(source: str) -> str:
     """Where a model came from, without the folders of the person who made the picture."""
+    hub = re.search(r"models--([^/\\]+)--([^/\\]+)[/\\]snapshots[/\\](\w+)", source)
+    if hub:
+        return "{}/{}@{}".format(*hub.groups())
     path = Path(source)
     return path.name if path.is_absolute() or path.exists() else source
 
@@ -159,8 +163,6 @@ def save(result: ImageResult, path: str | Path, *, quality: int | None = None) -
     """
     if result.image is None:
         raise InvalidRequest("result", f"holds no picture: {result.outcome}. {result.message}")
-    from safelight.store import pictures
-
     text = parameters_text(result.metadata)
     options = {} if quality is None else {"quality": quality}
     pictures.save(Path(path), result.image, text, canonical_json(result.metadata), **options)
@@ -202,11 +204,6 @@ def read(path: str | Path) -> Provenance:
     Raises:
         InvalidRequest: no such file, not a picture, or one that says nothing.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InvalidRequest("picture", f"no file {path}.")
-    from safelight.store import pictures
-
     found = pictures.read_metadata(path)
     text, ours = found.parameters or "", found.json
     if ours:
@@ -368,9 +365,10 @@ def replay(path: str | Path, again: Again) -> Replay:
     same_plan = record.get("plan_digest") == result.metadata.get("plan_digest")
     if record and record["batch"]["size"] > 1 and not record["batch"]["alike"]:
         changes.append("it was made together with other requests' pictures")
-    with Image.open(path) as old:
-        lossy = old.format in LOSSY
-        difference = None if result.image is None else compare(old, result.image)
+    with Image.open(path) as file:
+        lossy = file.format in LOSSY
+    old = pictures.open_picture(path, field="picture")
+    difference = None if result.image is None else compare(old, result.image)
     pixels = record.get("pixels")
     return Replay(
         result=result,

@@ -333,9 +333,11 @@ def _is_sampler(name: str) -> bool:
 def _product(a: Any, b: Any, first: str, second: str) -> int:
     for name, value in ((first, a), (second, b)):
         try:
-            _whole(value)
+            number = _whole(value)
         except ValueError as error:
             raise InvalidRequest(name, str(error)) from None
+        if number < 1:
+            raise InvalidRequest(name, f"must be at least 1, not {number}.")
     return _whole(a) * _whole(b)
 
 

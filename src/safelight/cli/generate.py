@@ -129,6 +129,8 @@ def command(
         if width is not None or height is not None:
             raise InvalidRequest("size", "comes with a width or a height.", "Give one of them.")
         width, height = _size(size)
+    if n_iter < 1:
+        raise InvalidRequest("n-iter", f"must be at least 1, not {n_iter}.")
     request = GenerateRequest.from_kwargs(
         prompt=sentence,
         negative_prompt=negative_prompt,
@@ -141,8 +143,7 @@ def command(
         width=width,
         height=height,
         seed=seed,
-        batch_size=count,
-        n_iter=n_iter,
+        count=count * n_iter,
         clip_skip=clip_skip,
         weighting=weighting,
         deterministic=deterministic,
@@ -160,13 +161,15 @@ def command(
     with say.status(f"loading {model} …"):
         from safelight.generate import load
 
+        if deterministic:
+            _steady()
         generator = load(model, device=device, dtype=None if dtype is None else dtype.value)
         (request,) = generator.requests(request=request)
     for note in generator.model.notes:
         say.print(f"note: {note}", style="yellow", markup=False)
     say.print(_settings(request, generator), style="dim", markup=False)
     shoot = _Shoot(generator, request, places, say.quiet)
-    shoot.run()
+    shoot.run(keep=grid)
     if grid:
         shoot.sheet()
     if as_json:
@@ -181,6 +184,15 @@ def _size(text: str) -> tuple[int, int]:
     if match is None:
         raise InvalidRequest("size", f"{text!r} is not a size.", "Write 512x512, or 512.")
     return int(match[1]), int(match[2] or match[1])
+
+
+def _steady() -> None:
+    """The process-wide part of ``--deterministic``, which only a command may set."""
+    import torch
+
+    if torch.cuda.is_available():  # on the CPU nothing here is random, and asking is slow
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
 
 
 def _settings(request: GenerateRequest, generator: Generator) -> str:
@@ -216,8 +228,12 @@ class _Shoot:
         self.grid: Path | None = None
         self._previews: dict[int, Path] = {}
 
-    def run(self) -> None:
-        """Make the pictures, and write each as soon as it is finished."""
+    def run(self, *, keep: bool) -> None:
+        """Make the pictures, and write each as soon as it is finished.
+
+        Args:
+            keep: the pictures in memory too, for a sheet.
+        """
         unsaved: ImageResult | None = None
         with show.bar(quiet=self.quiet) as bar:
             task = bar.add_task("steps", total=None)
@@ -241,6 +257,8 @@ class _Shoot:
                     if self.cancel.is_set:  # the second one means it
                         raise
                     self.cancel.set()
+                if not keep and self.results:
+                    self.results[-1] = self.results[-1].replace(image=None)
         self.results.sort(key=lambda result: result.index)
 
     def _keep(self, result: ImageResult) -> None:

@@ -69,12 +69,11 @@ def write(model: Any, folder: Path, dtype: str | None = None) -> None:
 
     from safelight.store.folder import write_folder
 
-    published = {"unet": "unet", "vae": "vae", "text": "text_encoder", "vision": "image_encoder"}
     spec = model.spec
     if spec.family not in ("image-variations", "unclip"):
         spec = spec.replace(vision=None)
     states = {
-        published[part]: net.state_dict()
+        part: net.state_dict()
         for part, net in model.networks.items()
         if part != "vision" or spec.vision is not None
     }

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from safelight.errors import InvalidRequest
+from safelight.store.pictures import FORMATS
 
-FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
-ENDINGS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+ENDINGS = {ending: name.lower() for ending, name in FORMATS.items()}
 FIELDS = ("number", "seed", "prompt", "model", "sampler", "steps", "scale", "width", "height")
 PATTERN = "{number}-{seed}"
 FOLDER = Path("outputs")
@@ -65,11 +65,12 @@ def plan(output: Path | None, picture_format: str | None, pattern: str | None) -
     Raises:
         InvalidRequest: an unknown format or pattern, or an output that cannot be written to.
     """
-    if picture_format is not None and picture_format not in FORMATS:
+    by_format = {name: ending for ending, name in reversed(ENDINGS.items())}  # jpeg: .jpg
+    if picture_format is not None and picture_format not in by_format:
         raise InvalidRequest(
-            "format", f"{picture_format!r} is unknown.", f"One of {', '.join(FORMATS)}."
+            "format", f"{picture_format!r} is unknown.", f"One of {', '.join(sorted(by_format))}."
         )
-    ending = FORMATS[picture_format or "png"]
+    ending = by_format[picture_format or "png"]
     _check_pattern(pattern or PATTERN)
     if output is None:
         output = FOLDER

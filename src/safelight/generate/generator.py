@@ -42,6 +42,8 @@ class _Job:
     """One picture of a call."""
 
     index: int
+    call: int
+    """Which of the call's requests it belongs to; those of one have consecutive seeds."""
     request: GenerateRequest
     course: Course
     notices: tuple[str, ...]
@@ -130,9 +132,11 @@ class Generator:
         """
         requests = self.requests(prompt, request=request, seed=seed, **arguments)
         jobs: list[_Job] = []
-        for each in requests:
+        for call, each in enumerate(requests):
             course, told = plot(self.model, each), notices(self.model, each)
-            jobs += [_Job(len(jobs) + k, each.picture(k), course, told) for k in range(each.count)]
+            jobs += [
+                _Job(len(jobs) + k, call, each.picture(k), course, told) for k in range(each.count)
+            ]
         return self._stream(jobs, cancel or Cancel())
 
     def requests(
@@ -229,11 +233,9 @@ class Generator:
             for job in waiting:
                 if job.picture is not None:
                     job.picture.cancel()
-        try:
-            job, answered = answers.get(timeout=_POLL)
-        except queue.Empty:
-            pass
-        else:
+        # Looked up first: whatever a finished picture had to tell is in the queue by then.
+        finished = [j for j in waiting if j.picture is not None and j.picture.done]
+        for job, answered in _heard(answers, wait=not finished):
             progress = clock.tick(answered, job.index)
             if not cancel.is_set:
                 yield progress
@@ -241,8 +243,8 @@ class Generator:
                 if preview is not None:
                     yield Preview(preview, job.index, progress.step)
             if answered.index + 1 == answered.total and job.picture is not None:
-                job.picture.wait(1.0)  # its last update is being made
-        for job in [j for j in waiting if j.picture is not None and j.picture.done]:
+                job.picture.wait(_POLL)  # its last update is being made
+        for job in finished:
             result = self._finish(job, group)
             del waiting[job]
             yield result
@@ -337,6 +339,16 @@ class Generator:
             self._groups.remove(group)
 
 
+def _heard(answers: Answers, *, wait: bool) -> Iterator[tuple[_Job, Answered]]:
+    """One answer, if it comes within a moment; or all that are there."""
+    try:
+        yield answers.get(block=wait, timeout=_POLL)
+        while not wait:
+            yield answers.get_nowait()
+    except queue.Empty:
+        return
+
+
 def _micro_batch(model: Model, requests: Sequence[GenerateRequest]) -> int:
     """How many pictures share a call: many small ones, on a CPU one of 512 pixels a side, so that
     the first picture is there early."""
@@ -350,18 +362,13 @@ def _place(job: _Job, group: _Group) -> tuple[int, int, bool]:
     """(index, size, alike) for :func:`provenance.metadata`."""
     if job.request.deterministic:
         return 0, 1, True
-    first = group.jobs[0]
-    start = first.request.seed or 0
-    alike = not group.mixed and all(
-        other.request == first.request.replace(seed=(start + k) % (MAX_SEED + 1))
-        for k, other in enumerate(group.jobs)
-    )
+    alike = not group.mixed and all(other.call == job.call for other in group.jobs)
     return group.jobs.index(job), len(group.jobs), alike
 
 
 def _decode(model: Model, latents: Tensor) -> Tensor:
     """Alone, whatever the batch: the decoder adds no difference between batches."""
-    return model.vae.decode(latents.to(next(model.vae.parameters()).dtype))
+    return model.runtime.decode(latents.to(next(model.vae.parameters()).dtype))
 
 
 def _image(pixels: Tensor) -> Image.Image:
