@@ -178,7 +178,7 @@ def unet_case(
         "LayerNorm eps": attribute(f"{deep}.transformer_blocks.0.norm1", "eps", _tenfold),
         "GELU kind": method(f"{deep}.transformer_blocks.0.ff.net.0", _geglu_tanh),
         "head count": attribute(f"{deep}.transformer_blocks.0.attn1", "heads", lambda n: n * 2),
-        "one weight off by 1 %": one_weight(f"up_blocks.{len(spec.channels) - 1}.resnets.1.conv1"),
+        "one weight off by 1 %": one_weight(f"up_blocks.{len(spec.channels) - 1}.resnets.1.conv2"),
         "another prompt": other("context", lambda context: context.flip(0)),
         "another timestep": other("timestep", lambda t: t + 1),
     }
@@ -249,7 +249,7 @@ def vae_cases(spec: VAESpec, *, size: tuple[int, int], batch: int = 1, seed: int
                 "GroupNorm eps (residual)": attribute(
                     f"encoder.down_blocks.{last}.resnets.0.norm2", "eps", _tenfold
                 ),
-                "one weight off by 1 %": one_weight(f"encoder.down_blocks.{last}.resnets.0.conv1"),
+                "one weight off by 1 %": one_weight(f"encoder.down_blocks.{last}.resnets.0.conv2"),
                 "symmetric padding": method(
                     "encoder.down_blocks.0.downsamplers.0",
                     lambda part, x: F.conv2d(
@@ -268,7 +268,7 @@ def vae_cases(spec: VAESpec, *, size: tuple[int, int], batch: int = 1, seed: int
                 "GroupNorm eps (residual)": attribute(
                     f"decoder.up_blocks.{last}.resnets.0.norm2", "eps", _tenfold
                 ),
-                "one weight off by 1 %": one_weight(f"decoder.up_blocks.{last}.resnets.0.conv1"),
+                "one weight off by 1 %": one_weight(f"decoder.up_blocks.{last}.resnets.0.conv2"),
                 "other latents": other("latents", lambda latents: latents.flip(-1)),
             },
         ),

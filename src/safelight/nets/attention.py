@@ -9,45 +9,64 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, heads: int, float32_scores: bool = False) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    heads: int,
+    float32_scores: bool = False,
+    mask: Tensor | None = None,
+) -> Tensor:
     """Multi-head scaled dot-product attention.
 
     Args:
         q: ``(N, L, heads * d)``; ``k`` and ``v``: ``(N, S, heads * d)``.
         float32_scores: compute scores and softmax in float32 (SD 2.1 overflows in float16).
+        mask: added to the scores, ``(N, 1, L, S)`` or of a shape that broadcasts to it.
 
     Returns:
         ``(N, L, heads * d)`` in the dtype of ``v``.
     """
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     if float32_scores and v.dtype != q.new_zeros(0).float().dtype:
-        out = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(v.dtype)
+        mask = None if mask is None else mask.float()
+        out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask).to(v.dtype)
     else:
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = F.scaled_dot_product_attention(q, k, v, mask)
     return out.transpose(1, 2).flatten(2)
 
 
 class Attention(nn.Module):
-    """Self- or cross-attention without bias on q, k and v.
+    """Self- or cross-attention.
 
     Args:
         context_width: width of the tokens that keys and values read; None for ``x`` itself.
+        bias: of q, k and v; the UNet's have none, the prior's do.
     """
 
     def __init__(
-        self, width: int, heads: int, *, context_width: int | None = None, upcast: bool = False
+        self,
+        width: int,
+        heads: int,
+        *,
+        context_width: int | None = None,
+        upcast: bool = False,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.heads, self.upcast = heads, upcast
         source = width if context_width is None else context_width
-        self.to_q = nn.Linear(width, width, bias=False)
-        self.to_k = nn.Linear(source, width, bias=False)
-        self.to_v = nn.Linear(source, width, bias=False)
+        self.to_q = nn.Linear(width, width, bias=bias)
+        self.to_k = nn.Linear(source, width, bias=bias)
+        self.to_v = nn.Linear(source, width, bias=bias)
         # A list, because the published files count the dropout behind it as ".1".
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """``x`` (N, L, width); ``context`` (N, S, context_width)."""
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """``x`` (N, L, width); ``context`` (N, S, context_width); ``mask`` as in :func:`attend`."""
         source = x if context is None else context
         out = attend(
             self.to_q(x),
@@ -55,6 +74,7 @@ class Attention(nn.Module):
             self.to_v(source),
             heads=self.heads,
             float32_scores=self.upcast,
+            mask=mask,
         )
         return self.to_out[0](out)
 

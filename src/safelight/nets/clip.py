@@ -172,6 +172,11 @@ class VisionTransformer(nn.Module):
         self.encoder = Layers(spec, causal=False)
         self.post_layernorm = nn.LayerNorm(spec.width, spec.norm_eps)
 
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """All states ``(N, 1 + patches, width)``, and the class token after the last norm."""
+        h = self.encoder(self.pre_layrnorm(self.embeddings(pixels)))
+        return h, self.post_layernorm(h[:, 0])
+
 
 class VisionOutput(NamedTuple):
     """What a vision tower says of a picture."""
@@ -195,7 +200,5 @@ class VisionTower(nn.Module):
 
     def forward(self, pixels: Tensor) -> VisionOutput:
         """``pixels`` (N, 3, image_size, image_size), normalised with CLIP's mean and std."""
-        model = self.vision_model
-        h = model.encoder(model.pre_layrnorm(model.embeddings(pixels)))
-        pooled = model.post_layernorm(h[:, 0])
-        return VisionOutput(h, pooled, self.visual_projection(pooled))
+        states, pooled = self.vision_model(pixels)
+        return VisionOutput(states, pooled, self.visual_projection(pooled))

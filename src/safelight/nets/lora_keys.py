@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -47,17 +47,26 @@ _ENDINGS = (
 # -- the table of spellings ---------------------------------------------------------------------
 
 
-def spellings(networks: Mapping[str, nn.Module]) -> dict[str, tuple[str, str]]:
+Originals = Mapping[str, Iterable[Sequence[Any]]]
+"""By component, rows that begin (original name, published name) of a module: those of
+:func:`safelight.store.keymaps.unet_rows`, handed in because columns do not import each other."""
+
+
+def spellings(
+    networks: Mapping[str, nn.Module], originals: Originals | None = None
+) -> dict[str, tuple[str, str]]:
     """Every stem under which a file may know a layer, to (component, path).
 
     Args:
         networks: by component: ``unet``, ``text_encoder``.
+        originals: the original repository's names, which some of kohya's files use.
     """
     table: dict[str, tuple[str, str]] = {}
     bare: Counter[str] = Counter()
     for component, network in networks.items():
+        rows = list((originals or {}).get(component, ()))
         for path in layers(network):
-            for stem in _stems(component, path, network):
+            for stem in _stems(component, path, _original(path, rows)):
                 if table.setdefault(stem, (component, path)) != (component, path):
                     raise ValueError(f"{stem} could be {path} or {table[stem][1]}")
             bare[path] += 1
@@ -70,13 +79,12 @@ def spellings(networks: Mapping[str, nn.Module]) -> dict[str, tuple[str, str]]:
     return table
 
 
-def _stems(component: str, path: str, network: nn.Module) -> Iterator[str]:
+def _stems(component: str, path: str, original: str | None) -> Iterator[str]:
     # transformers 5 drops this part of a text tower's names.
     for dotted in dict.fromkeys((path, path.removeprefix("text_model."))):
         yield f"{component}.{dotted}"
         yield f"{component}.base_model.model.{dotted}"
         yield f"{component}.{_processor(dotted)}"
-    original = original_name(path, network)
     for prefix in KOHYA_PREFIXES.get(component, (f"lora_{component}_",)):
         for name in (path, original):
             if name:
@@ -93,53 +101,11 @@ def _processor(path: str) -> str:
     return path
 
 
-_IN_RESNET = {
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-
-
-def original_name(path: str, unet: nn.Module) -> str | None:
-    """A UNet layer's path in the original repository, None if it has none.
-
-    With n layers a block counting the downsampler, ``input_blocks.i`` is layer ``(i - 1) % n`` of
-    down block ``(i - 1) // n`` and ``output_blocks.i`` layer ``i % n`` of up block ``i // n``.
-    """
-    if not hasattr(unet, "down_blocks"):
-        return None
-    n = len(unet.get_submodule("down_blocks.0.resnets")) + 1  # pyright: ignore[reportArgumentType]
-    match path.split("."):
-        case ["conv_in"]:
-            return "input_blocks.0.0"
-        case ["conv_out"]:
-            return "out.2"
-        case ["time_embedding" | "class_embedding" as kind, "linear_1" | "linear_2" as linear]:
-            stem = "time_embed" if kind == "time_embedding" else "label_emb.0"
-            return f"{stem}.{0 if linear == 'linear_1' else 2}"
-        case ["down_blocks", b, "downsamplers", "0", "conv"]:
-            return f"input_blocks.{(int(b) + 1) * n}.0.op"
-        case ["up_blocks", b, "upsamplers", "0", "conv"]:
-            place = (
-                2 if any(p == f"up_blocks.{b}.attentions" for p, _ in unet.named_modules()) else 1
-            )
-            return f"output_blocks.{int(b) * n + n - 1}.{place}.conv"
-        case ["down_blocks" | "up_blocks" as way, b, kind, j, *rest]:
-            index = int(b) * n + int(j)
-            block = (
-                f"input_blocks.{index + 1}" if way == "down_blocks" else f"output_blocks.{index}"
-            )
-            return _inside(block, 0, 1, kind, rest)
-        case ["mid_block", kind, j, *rest]:
-            return _inside("middle_block", 2 * int(j), 1, kind, rest)
+def _original(path: str, rows: Iterable[Sequence[Any]]) -> str | None:
+    for original, published, *_ in rows:
+        if published and (path == published or path.startswith(f"{published}.")):
+            return original + path[len(published) :]
     return None
-
-
-def _inside(block: str, resnet: int, attention: int, kind: str, rest: list[str]) -> str:
-    if kind == "resnets":
-        return f"{block}.{resnet}.{_IN_RESNET['.'.join(rest)]}"
-    return ".".join([block, str(attention), *rest])
 
 
 # -- reading ------------------------------------------------------------------------------------
@@ -150,6 +116,7 @@ def read(
     networks: Mapping[str, nn.Module],
     *,
     metadata: Mapping[str, str] | None = None,
+    originals: Originals | None = None,
     source: object = "LoRA",
 ) -> dict[str, Adapter]:
     """Adapters from a file's tensors, in any of the layouts, by component.
@@ -158,13 +125,14 @@ def read(
         networks: by component (``unet``, ``text_encoder``): give every one that the file may
             adapt. They are only looked at.
         metadata: the safetensors file's, for PEFT's alpha. Without any alpha it is the rank.
+        originals: as for :func:`spellings`.
         source: the file, for messages.
 
     Raises:
         WeightsError: keys that belong to no layer or whose partner is missing (all are listed),
             shapes that do not fit, or an adapter of another kind than LoRA.
     """
-    table = spellings(networks)
+    table = spellings(networks, originals)
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
     unknown = []
     for key, value in state.items():

@@ -1,0 +1,284 @@
+"""Parity at full published size: ``python -m benchmarks.parity [--models ...] [--parts ...]``.
+
+Builds each network of Stable Diffusion 1.5, 2.1-unCLIP (h) and small Stable Diffusion in both
+libraries at its published size, on one copy of random weights scaled so that no layer is hidden
+(:mod:`benchmarks.parity_nets`), one network in memory at a time. Checks the number of parameters
+and tensors, every layer's output relative to its own standard deviation, the ends absolutely, and
+that planted faults are found. Networks that several systems share are run once.
+
+Prints a table, writes it with every layer's numbers to ``benchmarks/results/``, and ends with
+status 1 if anything differs. Needs about 5 GB of memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import json
+import platform
+import re
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from benchmarks.parity_cases import text_case, unet_case, vae_cases, vision_case
+from benchmarks.parity_nets import Case, Row, compare, record
+from safelight import __version__, presets
+from safelight.spec import ModelSpec, Record, TextSpec, UNetSpec, VAESpec, VisionSpec
+
+TAP_LIMIT = 1e-4
+"""Largest difference at any layer, over the standard deviation of its output."""
+END_LIMIT = 1e-4
+"""Largest absolute difference of what a network puts out, which has about unit scale."""
+RESULTS = Path(__file__).parent / "results"
+
+# The checker of v1, and image variations, look at pictures with CLIP-L.
+V1_VISION = presets.CLIP_L_VISION
+SYSTEMS: dict[str, ModelSpec] = {
+    "sd15": presets.SD_V1.replace(vision=V1_VISION),
+    "unclip-h": presets.UNCLIP_H,
+    "small": presets.SD_SMALL.replace(vision=V1_VISION),
+    # Seconds instead of minutes, to try the command.
+    "micro": presets.TINY.replace(
+        unet=UNetSpec(
+            channels=(16, 32, 32, 48), heads=(2, 2, 2, 2), context_width=24, norm_groups=8
+        ),
+        vae=VAESpec(channels=(16, 32, 32, 32), norm_groups=8, layers_per_block=1),
+        text=presets.TINY_TEXT.replace(width=32, layers=2, context_length=12),
+        vision=presets.TINY_VISION.replace(width=32, layers=2),
+    ),
+}
+
+PUBLISHED: dict[tuple[str, str], tuple[int, int]] = {
+    ("sd15", "unet"): (859_520_964, 686),
+    ("unclip-h", "unet"): (870_173_124, 690),
+    ("small", "unet"): (579_384_964, 442),
+    **{(name, "vae"): (83_653_863, 248) for name in ("sd15", "unclip-h", "small")},
+    **{(name, "text"): (123_060_480, 196) for name in ("sd15", "small")},
+    ("unclip-h", "text"): (340_387_840, 372),
+    **{(name, "vision"): (303_966_208, 392) for name in ("sd15", "small")},
+    ("unclip-h", "vision"): (632_076_800, 520),
+}
+"""Parameters and tensors of the published files; position ids are a buffer, not counted."""
+
+
+@dataclass
+class Found:
+    """One network checked one way."""
+
+    systems: list[str]
+    part: str
+    parameters: int
+    tensors: int
+    published: tuple[int, int] | None
+    taps: list[Row]
+    ends: list[Row]
+    faults: dict[str, float] = field(default_factory=dict)
+    """Each planted fault's relative difference at the first tap that shows it, or its largest."""
+    seconds: float = 0.0
+
+    @property
+    def worst_tap(self) -> Row:
+        return max(self.taps, key=lambda row: row.relative)
+
+    @property
+    def worst_end(self) -> Row:
+        return max(self.ends, key=lambda row: row.max_abs)
+
+    def problems(self) -> list[str]:
+        """What is wrong, one line each; empty if all is well."""
+        lines = []
+        if self.published and (self.parameters, self.tensors) != tuple(self.published):
+            lines.append(
+                f"{self.parameters:,} parameters in {self.tensors} tensors, "
+                f"published {self.published[0]:,} in {self.published[1]}"
+            )
+        if self.worst_tap.relative > TAP_LIMIT:
+            lines.append(f"{self.worst_tap.name} differs by {self.worst_tap.relative:.1e}")
+        if self.worst_end.max_abs > END_LIMIT:
+            lines.append(f"{self.worst_end.name} differs by {self.worst_end.max_abs:.1e}")
+        for name, value in self.faults.items():
+            if not value > TAP_LIMIT:
+                lines.append(f"the planted fault '{name}' was not found ({value:.1e})")
+        return [f"{'+'.join(self.systems)} {self.part}: {line}" for line in lines]
+
+
+def networks(models: Iterable[str], parts: Iterable[str]) -> dict[tuple[str, Record], list[str]]:
+    """(part, spec) to the systems that have it; specs that differ in nothing built are one."""
+    found: dict[tuple[str, Record], list[str]] = {}
+    for part in parts:
+        for model in models:
+            spec = getattr(SYSTEMS[model], part)
+            if isinstance(spec, UNetSpec | VAESpec):
+                spec = spec.replace(sample_size=0)  # a hint for pipelines, not a size of weights
+            found.setdefault((part, spec), []).append(model)
+    return found
+
+
+def cases(part: str, spec: Record, side: int) -> Iterator[Case]:
+    """The ways to run one network; the autoencoder has two."""
+    match spec:
+        case UNetSpec():
+            yield unet_case(spec, size=(side, side))
+        case VAESpec():
+            yield from vae_cases(spec, size=(side, side))
+        case TextSpec():
+            yield text_case(spec)
+        case VisionSpec():
+            yield vision_case(spec)
+        case _:
+            raise TypeError(f"no case for {part}")
+
+
+def check(systems: list[str], part: str, spec: Record, *, side: int, faults: bool) -> list[Found]:
+    """Build one network in both libraries and compare; the weights are gone afterwards."""
+    found = []
+    start = time.perf_counter()
+    for case in cases(part, spec, side):
+        parameters = list(case.ours.parameters())
+        reference = record(case)
+        comparison = compare(case, reference)
+        result = Found(
+            systems,
+            case.part,
+            parameters=sum(p.numel() for p in parameters),
+            tensors=len(parameters),
+            published=PUBLISHED.get((systems[0], part)),
+            taps=comparison.taps,
+            ends=comparison.ends,
+        )
+        for name, fault in case.faults.items() if faults else ():
+            planted = compare(case, reference, fault=fault, stop_at=TAP_LIMIT)
+            result.faults[name] = planted.worst_tap().relative
+        result.seconds = time.perf_counter() - start
+        found.append(result)
+        start = time.perf_counter()
+    return found
+
+
+# -- report -------------------------------------------------------------------------------------
+
+COLUMNS = "systems | part | parameters | taps | worst tap, relative | worst end | faults | s"
+
+
+def line(found: Found) -> str:
+    """One row of the table."""
+    least = f" (least {min(found.faults.values()):.0e})" if found.faults else ""
+    caught = sum(value > TAP_LIMIT for value in found.faults.values())
+    cells = [
+        ", ".join(found.systems),
+        found.part,
+        f"{found.parameters:,} in {found.tensors}"
+        + (" = published" if found.published == (found.parameters, found.tensors) else ""),
+        str(len(found.taps)),
+        f"{found.worst_tap.relative:.1e} {found.worst_tap.name if found.worst_tap.max_abs else ''}",
+        f"{found.worst_end.max_abs:.1e} {found.worst_end.name}",
+        f"{caught} of {len(found.faults)} found{least}",
+        f"{found.seconds:.0f}",
+    ]
+    return "| " + " | ".join(cell.strip() for cell in cells) + " |"
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = re.findall(r"model name\s*: (.*)", info.read_text(encoding="utf-8"))
+        cpu = names[0] if names else cpu
+    return {
+        "cpu": cpu,
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "safelight": __version__,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def write(results: list[Found], where: Path, *, side: int, peak_gb: float) -> Path:
+    """``parity-<machine>-<date>.json`` and ``.md``; the path of the second."""
+    this = machine()
+    slug = re.sub(r"[^a-z0-9]+", "-", this["cpu"].lower()).strip("-")
+    stem = f"parity-{slug}-{datetime.date.today():%Y-%m-%d}"
+    where.mkdir(parents=True, exist_ok=True)
+    limits = {"tap": TAP_LIMIT, "end": END_LIMIT}
+    networks = [
+        {
+            **asdict(found),
+            "taps": [row._asdict() for row in found.taps],
+            "ends": [row._asdict() for row in found.ends],
+        }
+        for found in results
+    ]
+    data = {"machine": this, "limits": limits, "latents": side, "networks": networks}
+    (where / f"{stem}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    problems = [problem for found in results for problem in found.problems()]
+    text = [
+        "# Parity with diffusers and transformers",
+        "",
+        "Random weights scaled to unit outputs, shared by both libraries; see",
+        "`benchmarks/parity.py`. *Worst tap* is the largest difference at any layer over the",
+        "standard deviation of its output, *worst end* the largest absolute difference of an",
+        f"output of about unit scale; limits {TAP_LIMIT:.0e} and {END_LIMIT:.0e}. Latents are",
+        f"{side}x{side}.",
+        "",
+        f"| {COLUMNS} |",
+        "|" + "---|" * len(COLUMNS.split("|")),
+        *[line(found) for found in results],
+        "",
+        *([f"- {problem}" for problem in problems] or ["Everything agrees."]),
+        "",
+        f"Peak memory {peak_gb:.1f} GB. " + ", ".join(f"{k} {v}" for k, v in this.items()) + ".",
+        "",
+    ]
+    path = where / f"{stem}.md"
+    path.write_text("\n".join(text), encoding="utf-8")
+    return path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.parity", description=(__doc__ or "").split("\n\n")[1]
+    )
+    parser.add_argument("--models", default="sd15,unclip-h,small", help="of " + ", ".join(SYSTEMS))
+    parser.add_argument("--parts", default="unet,vae,text,vision")
+    parser.add_argument("--side", type=int, default=16, help="side of the latents (default 16)")
+    parser.add_argument("--no-faults", action="store_true", help="do not plant faults")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the report")
+    given = parser.parse_args(arguments)
+    models, parts = given.models.split(","), given.parts.split(",")
+    for name, known, kind in (
+        *((m, SYSTEMS, "model") for m in models),
+        *((p, ("unet", "vae", "text", "vision"), "part") for p in parts),
+    ):
+        if name not in known:
+            parser.error(f"no {kind} {name}; there are {', '.join(known)}")
+
+    results: list[Found] = []
+    print(f"| {COLUMNS} |", flush=True)
+    for (part, spec), systems in networks(models, parts).items():
+        for found in check(systems, part, spec, side=given.side, faults=not given.no_faults):
+            results.append(found)
+            print(line(found), flush=True)
+        gc.collect()
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    path = write(results, given.out, side=given.side, peak_gb=peak_gb)
+    problems = [problem for found in results for problem in found.problems()]
+    print(*problems, f"written to {path}", sep="\n")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
