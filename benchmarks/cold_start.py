@@ -69,6 +69,8 @@ print(*notes, sep="\\n")
 def main() -> None:
     options = measure.options(__doc__ or "", rounds=5).parse_args()
     report = measure.Report("cold_start", "Cold start: from the command to the first step")
+    if options.processor_time:
+        raise SystemExit("a start is many processes: it is timed by the clock on the wall")
     report.clean = measure.quiet(force=options.force)
     environment = {
         **os.environ,

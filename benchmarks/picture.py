@@ -26,10 +26,12 @@ SEED, STEPS, TARGET = 7, 25, 1.3
 def main() -> None:
     parser = measure.options(__doc__ or "", rounds=7)
     parser.add_argument("--size", type=int, help="pixels a side; the model's own by default")
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 16], help="pictures")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     report = measure.Report("picture", f"One picture in {STEPS} steps")
     report.clean = measure.quiet(force=options.force)
+    clock = measure.clock(options, report)
     model = tiny_model.tiny(report.notes)
     size = options.size or model.spec.native_size
     with tempfile.TemporaryDirectory() as scratch:
@@ -38,14 +40,14 @@ def main() -> None:
         eager = tiny_model.peer(folder)
         last = tiny_model.peer(folder, channels_last=True)
     generator = Generator(model)
-    for count in (1, 16):
+    for count in options.counts:
         sides = {
             "safelight": lambda n=count: ours(generator, n, size),
             "diffusers": lambda n=count: theirs(eager, model, n, size),
             "diffusers, channels-last": lambda n=count: theirs(last, model, n, size),
         }
         apart = difference(sides["safelight"](), sides["diffusers"]())
-        times = measure.in_turns(sides, rounds=options.rounds)
+        times = measure.in_turns(sides, rounds=options.rounds, clock=clock)
         name = f"{count} picture{'s' if count > 1 else ''} of {size}², DPM++ 2M"
         report.rows.append(measure.compare(name, times, target=TARGET, difference=apart))
     if not options.no_write:

@@ -37,6 +37,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     report = measure.Report("step", "One guided UNet step at the size of SD 1.5")
     report.clean = measure.quiet(force=options.force)
+    clock = measure.clock(options, report)
     spec = presets.TINY if options.tiny else presets.SD_V1
     with torch.inference_mode():
         unet = random_unet(spec.unet)
@@ -45,7 +46,9 @@ def main() -> None:
         model = Model(spec=small, unet=unet, vae=VAE(small.vae))
         eager, last = peer(unet), peer(unet).to(memory_format=torch.channels_last)
         for size in options.sizes:
-            report.rows.append(one_size(model, eager, last, size, options.rounds))
+            sides, apart = at_size(model, eager, last, size)
+            times = measure.in_turns(sides, rounds=options.rounds, clock=clock)
+            report.rows.append(measure.compare(f"{size}²", times, target=TARGET, difference=apart))
     report.notes.append(f"Ours: {', '.join(model.kernels)}.")
     if options.no_write:
         print(report.markdown())
@@ -53,7 +56,10 @@ def main() -> None:
         report.write()
 
 
-def one_size(model: Model, eager: Any, last: Any, size: int, rounds: int) -> measure.Row:
+def at_size(
+    model: Model, eager: Any, last: Any, size: int
+) -> tuple[dict[str, Callable[[], Tensor]], str]:
+    """One step on every side, and how far the results are apart."""
     cells, spec = size // 8, model.spec.unet
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 4, cells, cells, generator=generator)
@@ -75,10 +81,7 @@ def one_size(model: Model, eager: Any, last: Any, size: int, rounds: int) -> mea
         "diffusers": stepping(lambda t: theirs(eager, t)),
         "diffusers, channels-last": stepping(lambda t: theirs(last, t)),
     }
-    times = measure.in_turns(sides, rounds=rounds)
-    return measure.compare(
-        f"{size}²", times, target=TARGET, difference=f"{gap:.1e} of a standard deviation"
-    )
+    return sides, f"{gap:.1e} of a standard deviation"
 
 
 def stepping(call: Callable[[float], Tensor]) -> Callable[[], Tensor]:

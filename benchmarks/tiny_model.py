@@ -43,17 +43,23 @@ def tiny(notes: list[str]) -> Model:
 
 
 def export(model: Model, folder: Path) -> None:
-    """What ``safelight models export`` writes."""
-    from safelight.cli.models import write
+    """The published layout, as ``safelight models export`` writes it."""
+    from safelight.store.folder import write_folder
 
-    write(model, folder)
+    states = {part: net.state_dict() for part, net in model.networks.items() if part != "vision"}
+    write_folder(folder, model.spec.replace(vision=None), states, model.tokenizer)
 
 
 def peer(folder: Path, *, channels_last: bool = False) -> Any:
     """diffusers' pipeline on the exported folder, with the folder's own scheduler."""
     import torch
     from diffusers import StableDiffusionPipeline
+    from diffusers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
+    for log in (logging, transformers_logging):
+        log.set_verbosity_error()
+        log.disable_progress_bar()
     pipe = StableDiffusionPipeline.from_pretrained(
         folder, safety_checker=None, requires_safety_checker=False, local_files_only=True
     )

@@ -11,7 +11,7 @@ from safelight.nets.attention import Attention, FeedForward
 from safelight.nets.layers import Upsample
 from safelight.runtime.attention import CrossAttention, GatedForward
 from safelight.runtime.layers import Norm, Up
-from safelight.runtime.plan import PLAIN, Plan
+from safelight.runtime.plan import PLAIN, Plan, packing_works
 
 
 @pytest.fixture(autouse=True)
@@ -82,4 +82,6 @@ def test_feed_forward_in_blocks(rows: int) -> None:
     forward = FeedForward(16)
     x, normed = torch.randn(1, rows, 16), torch.randn(1, rows, 16)
     expected = x + forward(normed)
-    assert float((GatedForward(forward)(x, normed) - expected).abs().max()) < 1e-5
+    for plan in (Plan(packed=packing_works()), Plan(packed=False)):
+        found = GatedForward(forward, plan)(x, normed)
+        assert float((found - expected).abs().max()) < 1e-5

@@ -15,7 +15,7 @@ from torch import Tensor
 from safelight.nets.attention import Attention, FeedForward, SpatialTransformer, TransformerBlock
 from safelight.nets.vae import SpatialAttention
 from safelight.runtime.layers import Norm
-from safelight.runtime.plan import Plan
+from safelight.runtime.plan import Plan, pack_linear, packed_linear_gelu, packed_linear_with
 
 Read = tuple[Tensor, Tensor]
 """What a cross-attention keeps of a context, one entry a row: keys and values ``(N, heads, S, d)``
@@ -94,26 +94,35 @@ class CrossAttention:
 class GatedForward:
     """GEGLU with value and gate as two products, so that both lie in order, block by block."""
 
-    def __init__(self, forward: FeedForward) -> None:
+    def __init__(self, forward: FeedForward, plan: Plan) -> None:
         first, last = forward.net[0].proj, forward.net[2]
         self._value, self._gate = first.weight.detach().chunk(2)
         self._value_bias, self._gate_bias = first.bias.detach().chunk(2)
-        self._last, self._last_bias = last.weight.detach().t(), last.bias
+        self._last, self._last_bias = last.weight.detach(), last.bias
+        self._packed = plan.packed
+        if plan.packed:
+            self._value, self._gate, self._last = (
+                pack_linear(weight) for weight in (self._value, self._gate, self._last)
+            )
 
     def __call__(self, x: Tensor, normed: Tensor) -> Tensor:
         """``x`` plus the feed-forward of ``normed``."""
-        rows = normed.view(-1, normed.shape[-1])
+        rows, rest = (t.reshape(-1, t.shape[-1]) for t in (normed, x))
+        compute = self._by_onednn if self._packed else self._by_blas
         if len(rows) <= _BLOCK:
-            out = torch.addmm(self._last_bias, self._inner(rows), self._last)
-        else:
-            out = torch.empty_like(rows)
-            for part, place in zip(rows.split(_BLOCK), out.split(_BLOCK), strict=True):
-                torch.addmm(self._last_bias, self._inner(part), self._last, out=place)
-        return out.view(normed.shape).add_(x)
+            return compute(rows, rest).view(x.shape)
+        parts = zip(rows.split(_BLOCK), rest.split(_BLOCK), strict=True)
+        return torch.cat([compute(*part) for part in parts]).view(x.shape)
 
-    def _inner(self, rows: Tensor) -> Tensor:
+    def _by_onednn(self, rows: Tensor, rest: Tensor) -> Tensor:
+        gate = packed_linear_gelu(rows, self._gate, self._gate_bias)
+        inner = packed_linear_with(rows, gate, self._value, self._value_bias, "mul")
+        return packed_linear_with(inner, rest, self._last, self._last_bias, "add")
+
+    def _by_blas(self, rows: Tensor, rest: Tensor) -> Tensor:
         gate = F.gelu(F.linear(rows, self._gate, self._gate_bias))
-        return F.linear(rows, self._value, self._value_bias).mul_(gate)
+        inner = F.linear(rows, self._value, self._value_bias).mul_(gate)
+        return F.linear(inner, self._last, self._last_bias).add_(rest)
 
 
 class Block:
@@ -127,7 +136,7 @@ class Block:
         self._own = None if block.only_cross else SelfAttention(block.attn1)
         crosses = [block.attn1, block.attn2] if block.only_cross else [block.attn2]
         self.crosses = [CrossAttention(attention, plan) for attention in crosses]
-        self._forward = GatedForward(block.ff)
+        self._forward = GatedForward(block.ff, plan)
 
     def own(self, x: Tensor) -> Tensor:
         """The half that reads no context; nothing where both attentions do."""

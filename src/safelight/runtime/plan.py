@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +31,9 @@ class Plan:
     """Activations channels-last from end to end; GroupNorm and SiLU in one pass over memory,
     query, key and value in one product, time embeddings and the prompt's keys and values once."""
     packed: bool = True
-    """Convolution weights in oneDNN's blocked order, instead of reordering them at each call;
-    the residual is added where the convolution writes. Costs a second copy of these weights."""
+    """Convolutions and feed-forwards by oneDNN, weights in its blocked order instead of reordered
+    at each call, with what follows (residual, GELU, gate) applied where the product is written.
+    Costs a second copy of these weights."""
     transposed: bool = True
     """Nearest 2x and a 3x3 convolution as one transposed convolution: 4 products for 9."""
     shared: bool = True
@@ -75,9 +76,9 @@ def packing_works() -> bool:
     documented interface, so they are tried and compared before they are used.
     """
     generator = torch.Generator().manual_seed(0)
-    x, weight, bias, other = (
+    x, weight, bias, other, rows, square = (
         torch.randn(shape, generator=generator)
-        for shape in ((2, 8, 6, 6), (8, 8, 3, 3), (8,), (2, 8, 6, 6))
+        for shape in ((2, 8, 6, 6), (8, 8, 3, 3), (8,), (2, 8, 6, 6), (5, 8), (8, 8))
     )
     x, other = (t.contiguous(memory_format=torch.channels_last) for t in (x, other))
     expected = F.conv2d(x, weight, bias, padding=1)
@@ -85,10 +86,18 @@ def packing_works() -> bool:
         packed = pack(weight, (1, 1), (1, 1))
         alone = packed_conv(x, packed, bias, (1, 1), (1, 1))
         added = packed_conv_add(x, other, packed, bias, (1, 1), (1, 1))
+        packed = pack_linear(square)
+        gelu = packed_linear_gelu(rows, packed, bias)
+        gated = packed_linear_with(rows, rows, packed, bias, "mul")
     except (AttributeError, RuntimeError, TypeError, NotImplementedError):
         return False
     close = functools.partial(torch.allclose, rtol=1e-4, atol=1e-4)
-    return bool(close(alone, expected) and close(added, expected + other))
+    return bool(
+        close(alone, expected)
+        and close(added, expected + other)
+        and close(gelu, F.gelu(F.linear(rows, square, bias)))
+        and close(gated, F.linear(rows, square, bias) * rows)
+    )
 
 
 # -- oneDNN, through PyTorch ----------------------------------------------------------------------
@@ -123,6 +132,29 @@ def packed_conv_add(
     """The same plus ``other``, which has the shape and layout of the result."""
     op = torch.ops.mkldnn._convolution_pointwise.binary
     return op(x, other, packed, bias, padding, stride, (1, 1), 1, "add", 1.0, None, [], None)
+
+
+def pack_linear(weight: torch.Tensor) -> torch.Tensor:
+    """A linear layer's weights ``(O, I)`` in oneDNN's own order, for about a thousand rows."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 1024)
+
+
+def packed_linear_gelu(
+    rows: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """The exact GELU of a linear layer over ``rows`` (N, I)."""
+    return torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "gelu", [], "none")
+
+
+def packed_linear_with(
+    rows: torch.Tensor,
+    other: torch.Tensor,
+    packed: torch.Tensor,
+    bias: torch.Tensor,
+    what: Literal["add", "mul"],
+) -> torch.Tensor:
+    """A linear layer over ``rows`` plus, or times, ``other`` (N, O)."""
+    return torch.ops.mkldnn._linear_pointwise.binary(rows, other, packed, bias, what)
 
 
 def _memory() -> int:
