@@ -44,7 +44,7 @@ MICRO = ModelSpec(
         pad_id=VOCAB["<|endoftext|>"],
     ),
     steps=5,
-    world="stilllife",
+    words=tuple(sorted(stilllife.vocabulary())),
 )
 
 

@@ -201,7 +201,7 @@ def test_notices(toy: Generator) -> None:
     long = "a red cube " * 10
     (notice,) = toy.generate(long, seed=1, steps=1)[0].notices
     assert "windows of 14, nothing is cut" in notice
-    open_world = Generator(toy_model(MICRO.replace(world="open")))
+    open_world = Generator(toy_model(MICRO.replace(words=())))
     assert open_world.generate("a red dragon", seed=1, steps=1)[0].notices == ()
 
 

@@ -74,9 +74,7 @@ TINY_TEXT = TextSpec(
 TINY_VISION = VisionSpec(
     image_size=64, patch_size=8, width=128, layers=4, heads=4, mlp_width=512, projection_width=128
 )
-TINY_VAE = VAESpec(
-    channels=(16, 32, 64, 128), layers_per_block=1, sample_size=64, norm_groups=8
-)
+TINY_VAE = VAESpec(channels=(16, 32, 64, 128), layers_per_block=1, sample_size=64, norm_groups=8)
 TINY_UNET = UNetSpec(
     sample_size=8,
     channels=(64, 128),
@@ -96,5 +94,4 @@ TINY = ModelSpec(
     schedule=ScheduleSpec(prediction_type="v", sampler="dpm++2m"),
     steps=25,
     guidance_scale=3.0,
-    world="stilllife",
 )

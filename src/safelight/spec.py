@@ -183,8 +183,9 @@ class ModelSpec(Record):
     steps: int = 50
     """The card's number of sampling steps."""
     guidance_scale: float = 7.5
-    world: Literal["open", "stilllife"] = "open"
-    """What prompts the model understands; ``stilllife`` gives a notice for other words."""
+    words: tuple[str, ...] = ()
+    """The only words the model has ever seen, so that a prompt can be told of others; empty for
+    a model that has read the open world."""
 
     @property
     def native_size(self) -> int:

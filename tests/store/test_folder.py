@@ -110,7 +110,7 @@ def test_a_projection_travels_with_the_text_tower(v1, tmp_path):
         vision=vision,
         steps=25,
         guidance_scale=3.0,
-        world="stilllife",
+        words=("cube", "red"),
     )
     write_folder(tmp_path / "tiny", spec, tensors, OurTokenizer(), dtype=torch.float16)
     again = read_folder(tmp_path / "tiny")

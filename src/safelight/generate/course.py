@@ -7,6 +7,7 @@ takes.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,6 @@ from typing import Any
 import torch
 
 from safelight.conditioning import Conditioning, encode_prompts
-from safelight.data import stilllife
 from safelight.diffusion import grid, guidance, noise, solvers
 from safelight.engine import Picture, Progress
 from safelight.errors import InvalidRequest
@@ -103,13 +103,19 @@ def published(
     return spacing, steps, options
 
 
+def _unknown(text: str, known: tuple[str, ...]) -> list[str]:
+    """Words of ``text`` that a model of so few words has never seen, each once, in order."""
+    words = re.findall(r"[a-z]+", text.lower()) if known else []
+    return [word for word in dict.fromkeys(words) if word not in known]
+
+
 def notices(model: Model, request: GenerateRequest) -> tuple[str, ...]:
     """What the caller should know: words the model has never heard, prompts of several windows."""
     found = []
     for name, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
         fragments = weighting.parse(text, request.weighting)
         words = " ".join(fragment for fragment, _ in fragments)
-        if model.spec.world == "stilllife" and (unknown := stilllife.unknown_words(words)):
+        if unknown := _unknown(words, model.spec.words):
             found.append(
                 f"{model.spec.name} knows one world, things on a table, and has never heard of: "
                 f"{', '.join(unknown)}"

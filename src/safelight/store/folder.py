@@ -243,7 +243,7 @@ def write_folder(
         "family": spec.family,
         "steps": spec.steps,
         "guidance_scale": spec.guidance_scale,
-        "world": spec.world,
+        "words": list(spec.words),
         "sha256": digests,
         "shared": {_FOLDERS.get(name, name): place for name, place in shared.items()},
     }
@@ -354,7 +354,7 @@ def _model_spec(
             schedule=schedule,
             steps=own.get("steps", steps),
             guidance_scale=own.get("guidance_scale", guidance),
-            world=own.get("world", "open"),
+            words=tuple(own.get("words", ())),
         )
     except ValidationError as error:
         raise WeightsError(path / NOTES_FILE, str(error.errors()[0]["msg"])) from error
@@ -417,16 +417,7 @@ def _stamped(config: dict[str, Any]) -> dict[str, Any]:
 
 def _converted(state: Mapping[str, Tensor], dtype: torch.dtype | None) -> StateDict:
     source = StateDict.of(state)
-    if dtype is None:
-        return source
-
-    entries = {
-        name: entry.derive(entry.shape, lambda t: t.to(dtype))._replace(dtype=dtype)
-        if entry.dtype.is_floating_point
-        else entry
-        for name, entry in source.entries.items()
-    }
-    return source.replace(entries)
+    return source.replace({name: entry.cast(dtype) for name, entry in source.entries.items()})
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ import json
 import shutil
 from pathlib import Path
 
+from safelight.data import stilllife
 from safelight.model import FAMILY
 from safelight.spec import ModelSpec, ScheduleSpec, TextSpec, UNetSpec, VAESpec, VisionSpec
 from safelight.store.weights import read_weights, save_safetensors, sha256
@@ -54,7 +55,7 @@ def pack_member(
         schedule=schedule.replace(sampler="dpm++2m"),
         steps=steps,
         guidance_scale=guidance_scale,
-        world="stilllife",
+        words=tuple(sorted(stilllife.vocabulary())),
     )
     _half(run / "unet.safetensors", family / name / "unet.safetensors")
     paths = {"unet": f"{name}/unet.safetensors"}
