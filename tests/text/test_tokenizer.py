@@ -96,6 +96,13 @@ def test_padding_conventions():
     assert v1.vocab["!"] == 0
 
 
+def test_padding_can_be_overridden(tmp_path):
+    Tokenizer.from_vocab(*TABLES).save(tmp_path)
+    assert Tokenizer.from_folder(tmp_path, pad_id=0).tokens(["red"])[0][-1] == 0
+    with pytest.raises(WeightsError, match="pad_id = 99999"):
+        Tokenizer.from_folder(tmp_path, pad_id=99999)
+
+
 def test_long_prompts_are_chunked_and_never_cut(caplog):
     tokenizer = Tokenizer.from_vocab(*TABLES, context_length=12)
     text = " ".join(CAPTIONS[:5])

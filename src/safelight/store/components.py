@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,27 +52,40 @@ def find_weights(folder: Path, variant: str | None = None) -> tuple[Path | None,
     Returns:
         ``(path, variant that it is of)``; ``(None, None)`` where there are no weights.
     """
-    present = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    name, used = choose_weights(_names(folder), variant)
+    return (None if name is None else folder / name), used
+
+
+def choose_weights(names: Collection[str], variant: str | None) -> tuple[str | None, str | None]:
+    """As :func:`find_weights`, of a list of file names."""
     for wanted in dict.fromkeys((variant, None)):
         for name in _candidates(wanted):
-            if name in present:
-                return folder / name, wanted
-    others = variants(folder)
+            if name in names:
+                return name, wanted
+    others = _variants(names)
     if variant is None and len(others) == 1:
-        return find_weights(folder, others[0])
+        return choose_weights(names, others[0])
     return None, None
 
 
 def variants(folder: Path) -> list[str]:
     """Names of the variants that a component's folder has."""
+    return _variants(_names(folder))
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def _variants(names: Iterable[str]) -> list[str]:
     pattern = re.compile(
         rf"(?:{'|'.join(_STEMS)})"
         r"(?:\.(?P<whole>\w+)\.(?:safetensors|bin)"
         r"|\.(?:safetensors|bin)\.(?:index\.(?P<index>\w+)|(?P<old>\w+)\.index)\.json)"
     )
     found = set()
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if match := pattern.fullmatch(path.name):
+    for name in names:
+        if match := pattern.fullmatch(name):
             found.add(match["whole"] or match["index"] or match["old"])
     return sorted(found)
 

@@ -55,6 +55,12 @@ class Entry(NamedTuple):
         """The entry of ``change(tensor)``, which must have ``shape``."""
         return self._replace(shape=tuple(shape), read=lambda: change(self.read()))
 
+    def cast(self, dtype: torch.dtype | None) -> Entry:
+        """The entry in another floating-point type; whole numbers and None stay as they are."""
+        if dtype is None or not self.dtype.is_floating_point:
+            return self
+        return self.derive(self.shape, lambda t: t.to(dtype))._replace(dtype=dtype)
+
 
 class StateDict(Mapping[str, Tensor]):
     """Named tensors that are read (mapped, where the file allows it) one by one on demand.
@@ -257,11 +263,9 @@ def load_into(
             "Is it of another model, or is the config not its own?",
         )
 
-    def converted(tensor: Tensor) -> Tensor:
-        floating = tensor.is_floating_point()
-        return tensor.to(dtype).contiguous() if dtype and floating else tensor.contiguous()
-
-    module.load_state_dict({n: converted(source[n]) for n in source}, strict=False, assign=True)
+    state = {name: entry.cast(dtype).read() for name, entry in source.entries.items()}
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    module.load_state_dict(state, strict=False, assign=True)
 
 
 def _shape(shape: Iterable[int]) -> str:

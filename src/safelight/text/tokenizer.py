@@ -109,21 +109,21 @@ class Tokenizer:
             context_length: ids in one window.
             pad_id: id of the padding token; None pads with the end token (SD 1).
         """
-        pad = EOS
-        if pad_id is not None:
-            found = [token for token, id_ in vocab.items() if id_ == pad_id]
-            if not found:
-                raise ValueError(f"pad_id = {pad_id} is not in the vocabulary")
-            pad = found[0]
+        pad = EOS if pad_id is None else _at(vocab, pad_id)
         return cls(vocab, merges, context_length=context_length, pad=pad)
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> Tokenizer:
+    def from_folder(cls, folder: str | Path, *, pad_id: int | None = None) -> Tokenizer:
         """Read a published ``tokenizer/`` folder.
 
         Reads ``vocab.json`` and ``merges.txt``, or the single ``tokenizer.json`` that
         transformers 5 writes; padding and window length from ``tokenizer_config.json`` and
         ``special_tokens_map.json`` (defaults: end token, 77).
+
+        Args:
+            folder: the folder.
+            pad_id: padding to use instead of the folder's own, where a vocabulary serves a
+                model of the other convention.
 
         Raises:
             WeightsError: a file is missing or is not what its name says.
@@ -151,12 +151,15 @@ class Tokenizer:
                 raise WeightsError(folder, "holds neither vocab.json nor tokenizer.json.")
             added = _in_order({t: i for t, i in extra.items() if t not in vocab}, len(vocab))
             length = int(config.get("model_max_length") or 77)
+            pad = _content(config.get("pad_token") or EOS)
+            if pad_id is not None:
+                pad = _at(vocab, pad_id)
             return cls(
                 vocab,
                 merges,
                 # Old files say 1e30 where they mean "not known".
                 context_length=length if length <= 4096 else 77,
-                pad=_content(config.get("pad_token") or EOS),
+                pad=pad,
                 added=added,
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -351,6 +354,13 @@ def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
+
+
+def _at(vocab: Mapping[str, int], pad_id: int) -> str:
+    for token, id_ in vocab.items():
+        if id_ == pad_id:
+            return token
+    raise ValueError(f"pad_id = {pad_id} is not in the vocabulary")
 
 
 def _content(token: str | Mapping[str, Any]) -> str:
