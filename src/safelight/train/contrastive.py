@@ -159,7 +159,9 @@ class ContrastiveObjective:
         similarity = scale * F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
         own = torch.arange(len(ids))
         contrast = (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2
-        head = getattr(module, "module", module).head
+        plain = getattr(module, "module", module)  # inside accelerate's wrapper
+        assert isinstance(plain, ContrastiveModel)
+        head = plain.head
         logits = head(image)
         attributes = attribute_loss(logits, targets)
         attributes_text = attribute_loss(head(text), targets)
