@@ -108,7 +108,10 @@ class Model:
 
     @cached_property
     def runtime(self) -> Prepared:
-        """The networks laid out for this machine, at first use: what the engine calls."""
+        """The networks laid out for this machine, at first use: what the engine calls.
+
+        Assign ``runtime.prepare(model, plan)`` for another plan than the machine's own.
+        """
         from safelight.runtime import prepare
 
         return prepare(self)

@@ -20,7 +20,7 @@ def _seed() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("shape", [(2, 32, 6, 5), (40, 32, 8, 8), (2, 32, 40, 40), (8, 96, 16, 16)])
+@pytest.mark.parametrize("shape", [(2, 32, 6, 5), (2, 32, 40, 40), (12, 96, 16, 16)])
 @pytest.mark.parametrize("silu", [False, True])
 def test_norm_on_every_way_it_goes(shape: tuple[int, ...], silu: bool) -> None:
     norm = nn.GroupNorm(8, shape[1], eps=1e-5)
@@ -38,11 +38,11 @@ def test_norm_on_every_way_it_goes(shape: tuple[int, ...], silu: bool) -> None:
 
 @torch.no_grad()
 def test_norm_lets_nan_through_in_its_own_row_only() -> None:
-    norm = Norm(nn.GroupNorm(8, 32))
-    x = torch.randn(40, 32, 8, 8).contiguous(memory_format=torch.channels_last)
+    norm = Norm(nn.GroupNorm(8, 96))
+    x = torch.randn(12, 96, 16, 16).contiguous(memory_format=torch.channels_last)
     x[3, 0, 0, 0] = float("nan")
     finite = norm(x).flatten(1).isfinite().all(1)
-    assert finite.tolist() == [k != 3 for k in range(40)]
+    assert finite.tolist() == [k != 3 for k in range(12)]
 
 
 @torch.no_grad()

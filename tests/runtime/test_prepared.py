@@ -17,7 +17,7 @@ from safelight.nets import lora
 from safelight.nets.taps import taps
 from safelight.nets.unet import UNet
 from safelight.nets.vae import VAE
-from safelight.runtime import PLAIN, Plan, Prepared, Row, choose, prepare
+from safelight.runtime import PLAIN, Plan, Prepared, Row, choose, plan, prepare
 from safelight.runtime.plan import packing_works
 from safelight.spec import ModelSpec, UNetSpec, VAESpec
 
@@ -125,20 +125,20 @@ def test_predict_is_the_network(variant: str, mixed: bool) -> None:
     assert distance(prepare(model(spec), PLANS["all"]).predict(asked), expected) < 1e-5
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_every_switch_by_itself(plan: str) -> None:
+@pytest.mark.parametrize("switch", PLANS)
+def test_every_switch_by_itself(switch: str) -> None:
     asked = rows(SHALLOW, (8, 8), mixed=True)
     expected = prepare(model(SHALLOW), PLAIN).predict(asked)
-    assert distance(prepare(model(SHALLOW), PLANS[plan]).predict(asked), expected) < 1e-5
+    assert distance(prepare(model(SHALLOW), PLANS[switch]).predict(asked), expected) < 1e-5
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("switch", PLANS)
 @pytest.mark.parametrize("size", [(4, 4), (3, 5), (16, 12)])
-def test_decode_is_the_network(size: tuple[int, int], plan: str) -> None:
+def test_decode_is_the_network(size: tuple[int, int], switch: str) -> None:
     latents = torch.randn(2, 4, *size, generator=torch.Generator().manual_seed(1))
     one = model(SHALLOW)
     expected = one.vae.decode(latents)
-    assert distance(prepare(one, PLANS[plan]).decode(latents), expected) < 1e-5
+    assert distance(prepare(one, PLANS[switch]).decode(latents), expected) < 1e-5
 
 
 def test_encode_is_the_network() -> None:
@@ -243,6 +243,13 @@ def test_not_a_number_stays_so() -> None:
     asked[1].conditioning.tokens[0, 0] = float("nan")
     answers = prepare(model(SHALLOW)).predict(asked)
     assert [bool(a.isfinite().all()) for a in answers] == [k != 1 for k in range(7)]
+
+
+def test_a_copy_that_does_not_fit_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = sum(4 * p.numel() for net in (UNet(SHALLOW), VAE(DECODER)) for p in net.parameters())
+    for memory, expected in ((4 * weights, Plan(packed=packing_works())), (3 * weights, PLAIN)):
+        monkeypatch.setattr(plan, "_memory", lambda memory=memory: memory)
+        assert choose(model(SHALLOW)) == expected
 
 
 def test_the_plan_hangs_on_model_and_machine() -> None:

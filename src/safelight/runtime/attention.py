@@ -7,6 +7,7 @@ computes. Residuals are added inside, where they cost one pass less.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from safelight.nets.attention import Attention, FeedForward, SpatialTransformer, TransformerBlock
 from safelight.nets.vae import SpatialAttention
-from safelight.runtime.layers import Norm
+from safelight.runtime.layers import Norm, parts_of
 from safelight.runtime.plan import Plan, pack_linear, packed_linear_gelu, packed_linear_with
 
 Read = tuple[Tensor, Tensor]
@@ -34,16 +35,16 @@ class SelfAttention:
         parts = (attention.to_q, attention.to_k, attention.to_v)
         self._heads = attention.heads if isinstance(attention, Attention) else 1
         self._weight = torch.cat([part.weight.detach() for part in parts])
-        biases = [part.bias for part in parts]
-        self._bias = None if biases[0] is None else torch.cat(biases).detach()
-        self._out = attention.to_out[0]
+        biases: list[Tensor] = [part.bias.detach() for part in parts if part.bias is not None]
+        self._bias = torch.cat(biases) if biases else None
+        self._out = parts_of(attention.to_out)[0]
 
     def __call__(self, x: Tensor, normed: Tensor) -> Tensor:
         """``x`` plus attention over ``normed``."""
         n, length, width = normed.shape
         qkv = F.linear(normed, self._weight, self._bias)
-        qkv = qkv.view(n, length, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(*qkv.unbind(0))
+        query, key, value = qkv.view(n, length, 3, self._heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        out = F.scaled_dot_product_attention(query, key, value)
         out = out.transpose(1, 2).reshape(n, length, width)
         return F.linear(out, self._out.weight, self._out.bias).add_(x)
 
@@ -53,6 +54,7 @@ class CrossAttention:
 
     def __init__(self, attention: Attention, plan: Plan) -> None:
         self._part, self._heads, self._fold = attention, attention.heads, plan.folded
+        self._out = parts_of(attention.to_out)[0]
 
     def read(self, tokens: Tensor) -> Read:
         """Keys and values of a context ``(S, context_width)``, as a batch of one.
@@ -70,7 +72,7 @@ class CrossAttention:
         into = part.to_q.weight.view(heads, -1, part.to_q.weight.shape[1])
         if not self._fold or heads * len(tokens) * into.shape[2] > _FOLD:
             return key[None].contiguous(), value[None].contiguous()
-        out = part.to_out[0]
+        out = self._out
         first = torch.einsum("hdc,hsd->chs", into, key) * key.shape[-1] ** -0.5
         second = torch.einsum("hsd,chd->hsc", value, out.weight.unflatten(1, (heads, -1)))
         second = second + out.bias / heads
@@ -87,15 +89,15 @@ class CrossAttention:
         query = query.view(n, length, self._heads, -1).transpose(1, 2)
         out = F.scaled_dot_product_attention(query, first, second)
         out = out.transpose(1, 2).reshape(n, length, width)
-        last = self._part.to_out[0]
-        return F.linear(out, last.weight, last.bias).add_(x)
+        return F.linear(out, self._out.weight, self._out.bias).add_(x)
 
 
 class GatedForward:
     """GEGLU with value and gate as two products, so that both lie in order, block by block."""
 
     def __init__(self, forward: FeedForward, plan: Plan) -> None:
-        first, last = forward.net[0].proj, forward.net[2]
+        gated, _, last = parts_of(forward.net)
+        first = gated.proj
         self._value, self._gate = first.weight.detach().chunk(2)
         self._value_bias, self._gate_bias = first.bias.detach().chunk(2)
         self._last, self._last_bias = last.weight.detach(), last.bias
@@ -156,11 +158,9 @@ class Transformer:
     def __init__(self, part: SpatialTransformer, plan: Plan) -> None:
         self._norm = Norm(part.norm, silu=False)
         # A 1x1 convolution is a linear layer over cells.
-        self._into, self._out = (
-            (layer.weight.detach().flatten(1), layer.bias)
-            for layer in (part.proj_in, part.proj_out)
-        )
-        self._blocks = [Block(block, plan) for block in part.transformer_blocks]
+        around: list[Any] = [part.proj_in, part.proj_out]
+        self._into, self._out = ((layer.weight.flatten(1), layer.bias) for layer in around)
+        self._blocks = [Block(block, plan) for block in parts_of(part.transformer_blocks)]
         self.crosses = [cross for block in self._blocks for cross in block.crosses]
 
     def __call__(

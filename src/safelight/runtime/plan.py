@@ -32,8 +32,7 @@ class Plan:
     query, key and value in one product, time embeddings and the prompt's keys and values once."""
     packed: bool = True
     """Convolutions and feed-forwards by oneDNN, weights in its blocked order instead of reordered
-    at each call, with what follows (residual, GELU, gate) applied where the product is written.
-    Costs a second copy of these weights."""
+    at each call, with what follows (residual, GELU, gate) applied where the product is written."""
     transposed: bool = True
     """Nearest 2x and a 3x3 convolution as one transposed convolution: 4 products for 9."""
     shared: bool = True
@@ -58,14 +57,16 @@ def choose(model: Model) -> Plan:
     """The plan for a model where it is.
 
     Float32 on the CPU is what the fusions were measured on. Elsewhere the networks run as they
-    are: fewer, larger kernels matter there too, but nothing has been measured yet.
+    are: fewer, larger kernels matter there too, but nothing has been measured yet. So they do
+    where memory is short, since most weights are copied into another layout.
     """
     known = type(model.unet) is UNet and type(model.vae) is VAE
     if not known or model.device.type != "cpu" or model.dtype != torch.float32:
         return PLAIN
-    weights = sum(p.numel() * 4 for p in model.unet.parameters())
-    # The packed copies are about two thirds of the weights; leave room for the pictures.
-    return Plan(packed=packing_works() and 2 * weights < _memory() / 2)
+    weights = sum(4 * p.numel() for net in (model.unet, model.vae) for p in net.parameters())
+    if 2 * weights > _memory() / 2:
+        return PLAIN
+    return Plan(packed=packing_works())
 
 
 @functools.cache
@@ -158,8 +159,8 @@ def packed_linear_with(
 
 
 def _memory() -> int:
-    """Bytes of main memory; 0 where the system does not say."""
+    """Bytes of main memory; a modest guess where the system does not say."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
-        return 0
+        return 16 * 2**30

@@ -7,19 +7,19 @@ What does not change from call to call is asked for once, and handed in by the c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from safelight.nets.unet import DownBlock, UNet, UpBlock
 from safelight.runtime.attention import Read, Transformer
-from safelight.runtime.layers import Conv, Down, Norm, Resnet, Up
+from safelight.runtime.layers import Conv, Down, Norm, Resnet, Up, parts_of
 from safelight.runtime.plan import Plan
 
 Times = Sequence[Tensor]
 """For every residual block, in running order, what :meth:`Resnet.time` gave: ``(1 | N, C)``."""
-Step = tuple[Resnet, Transformer | None] | Down | Up
+Layer = tuple[Resnet, Transformer | None]
 
 
 class FusedUNet:
@@ -29,29 +29,30 @@ class FusedUNet:
         self._unet, self._plan = unet, plan
         self._conv_in, self._conv_out = Conv(unet.conv_in, plan), Conv(unet.conv_out, plan)
         self._norm_out = Norm(unet.conv_norm_out)
-        self._down = [step for block in unet.down_blocks for step in self._steps(block)]
-        self._middle = (
-            Resnet(unet.mid_block.resnets[0], plan),
-            Transformer(unet.mid_block.attentions[0], plan),
-            Resnet(unet.mid_block.resnets[1], plan),
-        )
-        self._up = [step for block in unet.up_blocks for step in self._steps(block)]
+        self._down: list[Layer | Down] = []
+        for block in unet.down_blocks:
+            assert isinstance(block, DownBlock)
+            self._down += self._layers(block)
+            self._down += [Down(part, plan) for part in parts_of(block.downsamplers)]
+        first, last = (Resnet(part, plan) for part in parts_of(unet.mid_block.resnets))
+        transformer = Transformer(parts_of(unet.mid_block.attentions)[0], plan)
+        self._middle = (first, transformer, last)
+        self._up: list[Layer | Up] = []
+        for block in unet.up_blocks:
+            assert isinstance(block, UpBlock)
+            self._up += self._layers(block)
+            self._up += [Up(part, plan) for part in parts_of(block.upsamplers)]
 
-        first, transformer, last = self._middle
-        layers = [*_layers(self._down), (first, transformer), (last, None), *_layers(self._up)]
+        steps = [*self._down, (first, transformer), (last, None), *self._up]
+        layers: list[Layer] = [step for step in steps if isinstance(step, tuple)]
         self._resnets = [resnet for resnet, _ in layers]
         transformers = [found for _, found in layers if found is not None]
         self._crosses = [cross for found in transformers for cross in found.crosses]
 
-    def _steps(self, block: DownBlock | UpBlock) -> Iterable[Step]:
-        plan, attentions = self._plan, block.attentions
-        for i, resnet in enumerate(block.resnets):
-            transformer = None if attentions is None else Transformer(attentions[i], plan)
-            yield Resnet(resnet, plan), transformer
-        if isinstance(block, DownBlock):
-            yield from (Down(part, plan) for part in block.downsamplers or ())
-        else:
-            yield from (Up(part, plan) for part in block.upsamplers or ())
+    def _layers(self, block: DownBlock | UpBlock) -> list[Layer]:
+        resnets = [Resnet(part, self._plan) for part in parts_of(block.resnets)]
+        transformers = [Transformer(part, self._plan) for part in parts_of(block.attentions)]
+        return list(zip(resnets, transformers or [None] * len(resnets), strict=True))
 
     def time(
         self, timestep: float, vector: Tensor | None = None, guidance: Tensor | None = None
@@ -118,7 +119,3 @@ class FusedUNet:
             else:
                 h = layer(torch.cat([h, skips.pop()], dim=1), *step)
         return self._conv_out(self._norm_out(h), self._conv_out.bias)
-
-
-def _layers(steps: Iterable[Step]) -> list[tuple[Resnet, Transformer | None]]:
-    return [step for step in steps if isinstance(step, tuple)]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from safelight.nets.vae import VAE
 from safelight.runtime.attention import CellAttention
-from safelight.runtime.layers import Conv, Norm, Resnet, Up
+from safelight.runtime.layers import Conv, Norm, Resnet, Up, parts_of
 from safelight.runtime.plan import Plan
 
 
@@ -21,14 +21,12 @@ class FusedDecoder:
         decoder, self._post, self._scale = vae.decoder, vae.post_quant_conv, vae.spec.scaling_factor
         self._conv_in, self._conv_out = Conv(decoder.conv_in, plan), Conv(decoder.conv_out, plan)
         middle = decoder.mid_block
-        steps: list[Callable[[Tensor], Tensor]] = [
-            Resnet(middle.resnets[0], plan),
-            CellAttention(middle.attentions[0]),
-            Resnet(middle.resnets[1], plan),
-        ]
-        for block in decoder.up_blocks:
-            steps += [Resnet(resnet, plan) for resnet in block.resnets]
-            steps += [Up(part, plan) for part in block.upsamplers or ()]
+        first, last = (Resnet(part, plan) for part in parts_of(middle.resnets))
+        attention = CellAttention(parts_of(middle.attentions)[0])
+        steps: list[Callable[[Tensor], Tensor]] = [first, attention, last]
+        for block in parts_of(decoder.up_blocks):
+            steps += [Resnet(part, plan) for part in parts_of(block.resnets)]
+            steps += [Up(part, plan) for part in parts_of(block.upsamplers)]
         self._steps = [*steps, Norm(decoder.conv_norm_out)]
 
     def __call__(self, latents: Tensor) -> Tensor:
