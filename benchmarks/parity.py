@@ -207,8 +207,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(results: list[Found], where: Path, *, side: int, peak_gb: float) -> Path:
+def write(results: list[Found], where: Path, *, side: int, missing: list[str]) -> Path:
     """``parity-<machine>-<date>.json`` and ``.md``; the path of the second."""
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     this = machine()
     slug = re.sub(r"[^a-z0-9]+", "-", this["cpu"].lower()).strip("-")
     stem = f"parity-{slug}-{datetime.date.today():%Y-%m-%d}"
@@ -222,7 +223,13 @@ def write(results: list[Found], where: Path, *, side: int, peak_gb: float) -> Pa
         }
         for found in results
     ]
-    data = {"machine": this, "limits": limits, "latents": side, "networks": networks}
+    data = {
+        "machine": this,
+        "limits": limits,
+        "latents": side,
+        "networks": networks,
+        "missing": missing,
+    }
     (where / f"{stem}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     problems = [problem for found in results for problem in found.problems()]
     text = [
@@ -239,6 +246,7 @@ def write(results: list[Found], where: Path, *, side: int, peak_gb: float) -> Pa
         *[line(found) for found in results],
         "",
         *([f"- {problem}" for problem in problems] or ["Everything agrees."]),
+        *([f"Not run yet: {', '.join(missing)}."] if missing else []),
         "",
         f"Peak memory {peak_gb:.1f} GB. " + ", ".join(f"{k} {v}" for k, v in this.items()) + ".",
         "",
@@ -267,14 +275,19 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"no {kind} {name}; there are {', '.join(known)}")
 
     results: list[Found] = []
+    path = given.out
+    todo = networks(models, parts)
     print(f"| {COLUMNS} |", flush=True)
-    for (part, spec), systems in networks(models, parts).items():
+    while todo:
+        part, spec = next(iter(todo))
+        systems = todo.pop((part, spec))
         for found in check(systems, part, spec, side=given.side, faults=not given.no_faults):
             results.append(found)
             print(line(found), flush=True)
         gc.collect()
-    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    path = write(results, given.out, side=given.side, peak_gb=peak_gb)
+        # After every network, so that an interrupted run leaves what it found.
+        missing = [f"{'+'.join(names)} {kind}" for (kind, _), names in todo.items()]
+        path = write(results, given.out, side=given.side, missing=missing)
     problems = [problem for found in results for problem in found.problems()]
     print(*problems, f"written to {path}", sep="\n")
     return 1 if problems else 0

@@ -26,6 +26,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ]
     report = next(tmp_path.glob("parity-*.md")).read_text()
     assert "Everything agrees." in report
+    assert "Not run yet" not in report
     data = json.loads(next(tmp_path.glob("parity-*.json")).read_text())
     assert all(network["faults"] for network in data["networks"])
     assert data["networks"][0]["taps"][-1]["name"] == "conv_out"
