@@ -60,6 +60,7 @@ def test_values_with_commas_are_quoted(toy: Generator) -> None:
     assert provenance.parse_parameters(text)[2]["Model"] == 'tiny, "v2": best'
 
 
+TOY = toy_model()
 words = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1, max_size=30)
 lines = words.map(str.strip).filter(lambda t: t and "Negative prompt:" not in t)
 
@@ -77,7 +78,7 @@ def test_the_text_is_read_back(
     request = GenerateRequest(
         prompt=prompt, negative_prompt=negative, sampler=sampler, seed=seed, guidance_scale=scale
     ).resolved(MICRO)
-    record = provenance.metadata(toy_model(), request, None, outcome="ok")
+    record = provenance.metadata(TOY, request, None, outcome="ok")
     found = provenance.from_parameters(provenance.parameters_text(record)).request
     lost = {"weighting": "none"}  # the text is in A1111's dialect
     assert found.replace(**lost) == request

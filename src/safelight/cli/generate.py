@@ -166,8 +166,8 @@ def command(
         generator = load(model, device=device, dtype=None if dtype is None else dtype.value)
         (request,) = generator.requests(request=request)
     for note in generator.model.notes:
-        say.print(f"note: {note}", style="yellow", markup=False)
-    say.print(_settings(request, generator), style="dim", markup=False)
+        say.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+    say.print(_settings(request, generator), style="dim", markup=False, soft_wrap=True)
     shoot = _Shoot(generator, request, places, say.quiet)
     shoot.run(keep=grid)
     if grid:
@@ -234,6 +234,8 @@ class _Shoot:
         Args:
             keep: the pictures in memory too, for a sheet.
         """
+        from safelight.generate import Preview
+
         unsaved: ImageResult | None = None
         with show.bar(quiet=self.quiet) as bar:
             task = bar.add_task("steps", total=None)
@@ -248,11 +250,11 @@ class _Shoot:
                         break
                     if isinstance(event, ImageResult):
                         unsaved = event
-                    elif hasattr(event, "done"):
+                    elif isinstance(event, Preview):
+                        self._show(event.image, event.picture)
+                    else:
                         total = event.total * self.request.count
                         bar.update(task, total=total, completed=round(event.done * total))
-                    else:
-                        self._show(event.image, event.picture)
                 except KeyboardInterrupt:
                     if self.cancel.is_set:  # the second one means it
                         raise

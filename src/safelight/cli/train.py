@@ -48,6 +48,7 @@ def command(
         show.words().print(
             f"{recipe.name}: {run.seen:,} of {recipe.images:,} pictures, in {recipe.output}",
             markup=False,
+            soft_wrap=True,
         )
     interrupted, numbers = _go(run, as_json)
     if as_json:

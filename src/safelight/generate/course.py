@@ -117,7 +117,7 @@ def notices(model: Model, request: GenerateRequest) -> tuple[str, ...]:
         words = " ".join(fragment for fragment, _ in fragments)
         if unknown := _unknown(words, model.spec.words):
             found.append(
-                f"{model.spec.name} knows one world, things on a table, and has never heard of: "
+                f"{model.spec.name} knows {len(model.spec.words)} words, and has never heard of: "
                 f"{', '.join(unknown)}"
             )
         if model.tokenizer is not None:
