@@ -26,7 +26,7 @@ from safelight.errors import WeightsError
 from safelight.spec import Record
 from safelight.store.weights import load_into, read_weights, sha256
 
-DIGEST = ""
+DIGEST = "695100e9d46d18ab130bf7d8d858adba10c1669cbbdd95a52af943dd48a364a9"
 """SHA-256 of the shipped ``family/judge/judge.safetensors``."""
 
 BATCH = 64
@@ -134,7 +134,7 @@ class Judge:
     """A judge that is ready to look at pictures."""
 
     def __init__(self, net: JudgeNet) -> None:
-        self.net = net.eval().to(memory_format=torch.channels_last)
+        self.net = net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
     def load(cls, file: str | Path | None = None) -> Judge:

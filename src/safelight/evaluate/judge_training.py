@@ -14,7 +14,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from safelight.data.renders import open_renders, scenes_of
 from safelight.data.stilllife import Arrangement, Scene, Split
 from safelight.data.stilllife.layout import lay_out, support
 from safelight.evaluate.judge import Judge, JudgeNet, JudgeSpec, resized
+from safelight.evaluate.towers import autoencode, batched, load_vae
 from safelight.store.weights import save_safetensors, sha256
 
 SERIES = 5
@@ -121,7 +122,8 @@ class Training:
         self.targets = {False: classes, True: mirrored_classes(classes)}
         self.places = {False: places, True: mirrored_middles(places, classes)}
         torch.manual_seed(seed)
-        self.net = JudgeNet(JudgeSpec()).to(memory_format=torch.channels_last)
+        self.net = JudgeNet(JudgeSpec())
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), lr=LR, weight_decay=WEIGHT_DECAY, fused=True
         )
@@ -208,13 +210,25 @@ class Training:
         return {split: measure(judge, self.cache, split, count) for split in HELD_OUT}
 
 
-def measure(judge: Judge, cache: Path, split: Split, count: int | None = None) -> float:
-    """Share of held-out real renders on which the judge has every attribute right."""
+def measure(
+    judge: Judge,
+    cache: Path,
+    split: Split,
+    count: int | None = None,
+    *,
+    through: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> float:
+    """Share of held-out real renders on which the judge has every attribute right.
+
+    Args:
+        through: what the renders go through first: an autoencoder's reconstruction.
+    """
     series, total = HELD_OUT[split]
     count = count or total
     pictures = open_renders(cache, seed=series, split=split, size=64, count=total, workers=1)
     truth = attribute_classes(scenes_of(series, count, split))
-    return float((judge.classes(np.array(pictures[:count])) == truth).all(1).mean())
+    seen = (through(p) if through else p for p in batched(pictures[:count]))
+    return float((judge.classes(seen) == truth).all(1).mean())
 
 
 def export(net: JudgeNet, file: Path) -> None:
@@ -233,12 +247,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--measure", action="store_true", help="only measure the saved judge")
+    parser.add_argument("--vae", type=Path, help="measure on this autoencoder's reconstructions")
+    parser.add_argument("--count", type=int, help="measure on so many of each set; default: all")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     file = options.output / "judge.safetensors"
     if options.measure:
         judge = Judge.load(file)
-        numbers = {split: measure(judge, options.renders, split) for split in HELD_OUT}
+        through = None if options.vae is None else autoencode(load_vae(options.vae))
+        numbers = {
+            split: round(measure(judge, options.renders, split, options.count, through=through), 4)
+            for split in HELD_OUT
+        }
         print(json.dumps({"sha256": sha256(file), **numbers}))
         return
     training = Training(options.output, options.renders, options.images // BATCH * BATCH)

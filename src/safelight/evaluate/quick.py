@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     text, tokenizer = load_text(options.clip)
     unet, schedule = load_unet(options.unet)
+    unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     vae, judge = load_vae(options.vae), Judge.load(options.judge)
     features = clip_features(load_vision(options.clip)) if options.ceilings else None
 
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
             options.list,
             prompts.load(options.list, options.n),
             sampler(
-                unet.to(memory_format=torch.channels_last),
+                unet,
                 schedule,
                 text,
                 tokenizer,

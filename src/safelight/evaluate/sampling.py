@@ -50,7 +50,8 @@ def sampler(
             t = torch.full((2 * len(x),), timestep)
             # The network's convolutions are faster with channels last on a CPU.
             twice = torch.cat([x, x]).to(memory_format=torch.channels_last)
-            return guidance.cfg(*unet(twice, t, both).chunk(2), guidance_scale)
+            uncond, cond = unet(twice, t, both).chunk(2)
+            return guidance.cfg(uncond, cond, guidance_scale)
 
         solver = solvers.solve(name, x, plan, grid.timesteps(plan, steps, sampler=name))
         answer: Tensor | None = None

@@ -207,7 +207,7 @@ def _reference(prompts: Sequence[Prompt], size: int) -> Iterator[np.ndarray]:
     for prompt in prompts:
         key = (prompt.split, prompt.scene().arrangement)
         need[key] = need.get(key, 0) + 4
-    for split in sorted({split for split, _ in need}):
+    for split in dict.fromkeys(split for split, _ in need):
         left = {a: n for (s, a), n in need.items() if s == split}
         found, index = [], 0
         while any(left.values()):
