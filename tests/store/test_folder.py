@@ -452,6 +452,14 @@ def test_missing_files_are_named(v1, gone, match):
         read_folder(v1)
 
 
+def test_a_missing_safety_checker_is_noted(v1):
+    edit(
+        v1 / "model_index.json", safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"]
+    )
+    contents = read_folder(v1)
+    assert contents.notes == ("safety_checker is named by model_index.json but is not there",)
+
+
 def test_digests_are_checked(v1, tmp_path):
     contents = read_folder(v1)
     write_folder(tmp_path / "copy", contents.spec, contents.tensors, OurTokenizer())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -170,6 +171,14 @@ def test_an_incomplete_cache_is_not_used(cache, monkeypatch, v1):
     server = Hub(monkeypatch, cache, ["org/model"])
     assert resolve("org/model").path == cache / "downloaded"
     assert server.asked == ["org/model"]
+
+
+def test_a_cache_without_the_safety_checker_will_do(cache, v1):
+    index = json.loads((v1 / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (v1 / "model_index.json").write_text(json.dumps(index))
+    snapshot = put(cache, "org/model", v1)
+    assert resolve("org/model", local_only=True).path == snapshot
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,9 @@ def read_folder(
     used: set[str | None] = set()
     for folder, place in places.items():
         name = _PARTS.get(folder, folder)
+        if name not in _NETWORKS and not place.is_dir():
+            notes.append(f"{name} is named by model_index.json but is not there")
+            continue
         spec, state, of = read_component(place, name, variant)
         if spec is not None:
             specs[name] = spec
@@ -154,6 +157,8 @@ def read_folder(
         schedule, more = schedulers.schedule_spec(raw["scheduler"], file, pipeline_fixes=fixes)
         notes += more
     tokenizer = places.get("tokenizer")
+    if tokenizer is not None and not tokenizer.is_dir():
+        tokenizer = None
     text = specs.get("text")
     if text is not None and tokenizer is not None:
         specs["text"] = text.replace(**_special_ids(tokenizer))

