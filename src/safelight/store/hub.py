@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import cast
 
 from safelight.errors import ModelNotFound, WeightsError
 from safelight.store.components import choose_weights, find_weights, read_json
@@ -221,13 +222,10 @@ def _fetched(repo: str, revision: str | None, file: str, variant: str | None) ->
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
-    # The client library's own errors, whichever it is: its base class differs between versions.
-    unreachable = (*HfHubHTTPError.__bases__, OSError)
     try:
         names = HfApi().list_repo_files(repo, revision=revision)
         if not file and "model_index.json" not in names:
@@ -251,9 +249,16 @@ def _fetched(repo: str, revision: str | None, file: str, variant: str | None) ->
         raise ModelNotFound(f"{repo}: has no revision {revision!r}") from error
     except RepositoryNotFoundError as error:
         raise ModelNotFound(f"{repo}: does not exist on the hub, or is private") from error
-    except unreachable as error:
+    except _unreachable() as error:
         kind = type(error).__name__
         raise ModelNotFound(f"{repo}: the hub cannot be reached ({kind})") from error
+
+
+def _unreachable() -> tuple[type[Exception], ...]:
+    """What the hub's client raises; its own base class differs between its versions."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return cast(tuple[type[Exception], ...], (*HfHubHTTPError.__bases__, OSError, ValueError))
 
 
 def needed_files(names: Iterable[str], variant: str | None) -> list[str]:
@@ -299,9 +304,7 @@ def clip_tokenizer(pad_id: int = 49407, *, local_only: bool | None = True) -> Pa
         the folder, or None where there is none.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
-    unreachable = (*HfHubHTTPError.__bases__, OSError, ValueError)
     for offline in (True, False):
         if not offline and _offline(local_only):
             break
@@ -310,7 +313,7 @@ def clip_tokenizer(pad_id: int = 49407, *, local_only: bool | None = True) -> Pa
             patterns = [f"{prefix}{n}" for n in ("vocab.json", "merges.txt", "*token*.json")]
             try:
                 root = snapshot_download(repo, allow_patterns=patterns, local_files_only=offline)
-            except unreachable:
+            except _unreachable():
                 continue
             if (Path(root) / inside / "vocab.json").is_file():
                 return Path(root) / inside
