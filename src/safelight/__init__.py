@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "load": "safelight.generate",
+    "save": "safelight.provenance",
     "Generator": "safelight.generate",
     "GenerateRequest": "safelight.request",
     "ImageResult": "safelight.request",

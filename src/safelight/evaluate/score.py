@@ -207,7 +207,8 @@ def _reference(prompts: Sequence[Prompt], size: int) -> Iterator[np.ndarray]:
     for prompt in prompts:
         key = (prompt.split, prompt.scene().arrangement)
         need[key] = need.get(key, 0) + 4
-    for split in dict.fromkeys(split for split, _ in need):
+    splits: list[stilllife.Split] = list(dict.fromkeys(split for split, _ in need))
+    for split in splits:
         left = {a: n for (s, a), n in need.items() if s == split}
         found, index = [], 0
         while any(left.values()):
