@@ -9,6 +9,7 @@ and answer the first step; then they go on to the saved picture, which is timed 
 from __future__ import annotations
 
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -117,10 +118,10 @@ def _timed(command: list[str], environment: dict[str, str]) -> tuple[float, floa
     began = time.time()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     end = time.time()
-    marks = [line.split()[-1] for line in done.stderr.splitlines() if line.startswith(MARK)]
-    if done.returncode or not marks:
+    mark = re.search(rf"{MARK} ([\d.]+)", done.stderr)  # a progress bar may share its line
+    if done.returncode or mark is None:
         raise SystemExit(f"failed with {done.returncode}:\n{done.stderr}")
-    return float(marks[0]) - began, end - began
+    return float(mark[1]) - began, end - began
 
 
 def _run(command: list[str], environment: dict[str, str]) -> tuple[float, str]:
