@@ -28,9 +28,10 @@ def sinusoid(
         ``(N, width)`` in float32.
     """
     half = width // 2
-    frequencies = torch.exp(
-        -math.log(max_period) / half * torch.arange(half, device=position.device).float()
-    )
+    # Multiplied, then divided, as the reference does: the other order differs by one rounding,
+    # which a timestep near 1000 makes 1e-4 of an angle (unless ``half`` is a power of two).
+    exponents = -math.log(max_period) * torch.arange(half, device=position.device).float() / half
+    frequencies = torch.exp(exponents)
     angles = position.float()[:, None] * frequencies[None]
     parts = (angles.cos(), angles.sin())
     return torch.cat(parts if cos_first else parts[::-1], dim=-1)
