@@ -17,13 +17,13 @@ def tiny(notes: list[str]) -> Model:
 
     from safelight import presets
     from safelight.data import stilllife
-    from safelight.model import FAMILY, Model
+    from safelight.model import Model, shipped
     from safelight.nets.clip import TextTower
     from safelight.nets.unet import UNet
     from safelight.nets.vae import VAE
     from safelight.text.tokenizer import Tokenizer, learn_vocabulary
 
-    if (FAMILY / "tiny" / "model.json").is_file():
+    if shipped():
         return Model.load("tiny", device="cpu")
     notes.append("Random weights of the tiny size: the shipped ones were not there.")
     torch.manual_seed(0)

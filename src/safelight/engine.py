@@ -212,10 +212,10 @@ class Engine:
                     continue
                 for row, prediction in zip(part, predictions.split(1), strict=True):
                     answers[id(row.picture)].append(prediction)
+        self.ticks += 1  # before answers: the last one wakes whoever waits, and may ask
         for picture in live:
             if not picture.done:
                 self._answer(picture, answers[id(picture)], weights[id(picture)])
-        self.ticks += 1
 
     def _call(self, rows: list[_Row]) -> Tensor:
         self.calls += 1

@@ -122,6 +122,11 @@ class TextSpec(Record):
     """v1 pads with end-of-text, v2 with id 0; pads do feed cross-attention."""
 
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Normalisation of every published CLIP's pictures, R G B, of pixels in [0, 1]."""
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
 class VisionSpec(Record):
     """A CLIP vision tower (``CLIPVisionModelWithProjection``)."""
 

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 from safelight.data import stilllife
 from safelight.evaluate import prompts, quick
 from safelight.evaluate.sampling import sampler
-from safelight.evaluate.towers import load_text, load_unet, load_vae
 from safelight.nets.clip import TextTower, VisionTower
 from safelight.nets.unet import UNet
 from safelight.nets.vae import VAE
+from safelight.parts import load_text, load_unet, load_vae
 from safelight.spec import ScheduleSpec, TextSpec, UNetSpec, VAESpec, VisionSpec
 from safelight.store.weights import save_safetensors
 from safelight.text.tokenizer import Tokenizer, learn_vocabulary

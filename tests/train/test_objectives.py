@@ -11,9 +11,10 @@ import torch
 
 from safelight.data import stilllife
 from safelight.data.renders import GROUP, open_labels, open_renders, scene_at, scenes_of
-from safelight.train.autoencoder import AutoencoderObjective, edge_weight, load_vae
-from safelight.train.contrastive import ContrastiveObjective, load_clip, patch_targets
-from safelight.train.latent import LatentDiffusionObjective, load_unet, stratified_timesteps
+from safelight.parts import load_text, load_unet, load_vae
+from safelight.train.autoencoder import AutoencoderObjective, edge_weight
+from safelight.train.contrastive import ContrastiveObjective, patch_targets
+from safelight.train.latent import LatentDiffusionObjective, stratified_timesteps
 from safelight.train.loop import Run
 from safelight.train.pictures import Stream
 from safelight.train.recipe import DataRecipe, Recipe
@@ -156,7 +157,7 @@ def test_all_stages_run_and_export(renders: Path, tmp_path: Path) -> None:
     assert 0 <= logged["all_right"] <= 1
     (tmp_path / "clip").mkdir()
     clip.export(clip.module, tmp_path / "clip")
-    tower, _, tokenizer = load_clip(tmp_path / "clip")
+    tower, tokenizer = load_text(tmp_path / "clip")
     states = tower(torch.tensor(tokenizer.tokens(["a red cube"]))).states
     assert states.shape == (1, 32, 16)
 

@@ -27,7 +27,8 @@ from safelight.data.renders import open_renders, scenes_of
 from safelight.data.stilllife import Arrangement, Scene, Split
 from safelight.data.stilllife.layout import lay_out, support
 from safelight.evaluate.judge import Judge, JudgeNet, JudgeSpec, resized
-from safelight.evaluate.towers import autoencode, batched, load_vae
+from safelight.evaluate.towers import autoencode, batched
+from safelight.parts import load_vae
 from safelight.store.weights import save_safetensors, sha256
 
 SERIES = 5

@@ -25,7 +25,8 @@ from safelight.data.attributes import ATTRIBUTE_CLASSES, attribute_classes
 from safelight.data.renders import open_renders, scenes_of
 from safelight.data.stilllife import Split
 from safelight.evaluate.judge_training import HELD_OUT
-from safelight.evaluate.towers import Features, batched, clip_features, load_vision
+from safelight.evaluate.towers import Features, batched, clip_features
+from safelight.parts import load_vision
 
 GATES = {"val": 0.92, "combo": 0.85}
 """What CLIP must reach before any UNet trains."""

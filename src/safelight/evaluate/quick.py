@@ -19,14 +19,8 @@ from safelight.evaluate import prompts, report
 from safelight.evaluate.judge import Judge
 from safelight.evaluate.sampling import sampler
 from safelight.evaluate.score import score_list
-from safelight.evaluate.towers import (
-    autoencode,
-    clip_features,
-    load_text,
-    load_unet,
-    load_vae,
-    load_vision,
-)
+from safelight.evaluate.towers import autoencode, clip_features
+from safelight.parts import load_text, load_unet, load_vae, load_vision
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -5,6 +5,7 @@ Attention: Vaswani et al. 2017 (1706.03762), equation 1. GEGLU: Shazeer 2020 (20
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ def attend(
         ``(N, L, heads * d)`` in the dtype of ``v``.
     """
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-    if float32_scores and v.dtype != q.new_zeros(0).float().dtype:
+    if float32_scores and v.dtype != torch.float32:
         mask = None if mask is None else mask.float()
         out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask).to(v.dtype)
     else:

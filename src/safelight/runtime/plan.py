@@ -77,9 +77,17 @@ def packing_works() -> bool:
     documented interface, so they are tried and compared before they are used.
     """
     generator = torch.Generator().manual_seed(0)
-    x, weight, bias, other, rows, square = (
+    x, weight, wide, bias, other, rows, square = (
         torch.randn(shape, generator=generator)
-        for shape in ((2, 8, 6, 6), (8, 8, 3, 3), (8,), (2, 8, 6, 6), (5, 8), (8, 8))
+        for shape in (
+            (2, 8, 6, 6),
+            (8, 8, 3, 3),
+            (8, 8, 4, 4),
+            (8,),
+            (2, 8, 6, 6),
+            (5, 8),
+            (8, 8),
+        )
     )
     x, other = (t.contiguous(memory_format=torch.channels_last) for t in (x, other))
     expected = F.conv2d(x, weight, bias, padding=1)
@@ -87,6 +95,7 @@ def packing_works() -> bool:
         packed = pack(weight, (1, 1), (1, 1))
         alone = packed_conv(x, packed, bias, (1, 1), (1, 1))
         added = packed_conv_add(x, other, packed, bias, (1, 1), (1, 1))
+        doubled = packed_upsampling(x, pack_upsampling(wide), bias)
         packed = pack_linear(square)
         gelu = packed_linear_gelu(rows, packed, bias)
         gated = packed_linear_with(rows, rows, packed, bias, "mul")
@@ -96,6 +105,7 @@ def packing_works() -> bool:
     return bool(
         close(alone, expected)
         and close(added, expected + other)
+        and close(doubled, F.conv_transpose2d(x, wide, bias, stride=2, padding=1))
         and close(gelu, F.gelu(F.linear(rows, square, bias)))
         and close(gated, F.linear(rows, square, bias) * rows)
     )
@@ -133,6 +143,21 @@ def packed_conv_add(
     """The same plus ``other``, which has the shape and layout of the result."""
     op = torch.ops.mkldnn._convolution_pointwise.binary
     return op(x, other, packed, bias, padding, stride, (1, 1), 1, "add", 1.0, None, [], None)
+
+
+def pack_upsampling(weight: torch.Tensor) -> torch.Tensor:
+    """Weights ``(I, O, 4, 4)`` of a transposed convolution that doubles height and width."""
+    op = torch.ops.mkldnn._reorder_convolution_transpose_weight
+    size = [1, weight.shape[0], 32, 32]
+    return op(weight, [1, 1], [0, 0], [2, 2], [1, 1], 1, size)
+
+
+def packed_upsampling(
+    x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """That transposed convolution of ``x`` (N, I, H, W); channels-last in and out."""
+    op = torch.ops.mkldnn._convolution_transpose_pointwise
+    return op(x, packed, bias, (1, 1), (0, 0), (2, 2), (1, 1), 1, "none", [], "")
 
 
 def pack_linear(weight: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,16 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from safelight.errors import WeightsError
-from safelight.spec import ModelSpec, ScheduleSpec, TextSpec, UNetSpec, VAESpec, VisionSpec
+from safelight.spec import (
+    CLIP_MEAN,
+    CLIP_STD,
+    ModelSpec,
+    ScheduleSpec,
+    TextSpec,
+    UNetSpec,
+    VAESpec,
+    VisionSpec,
+)
 from safelight.store import configs, schedulers
 from safelight.store.components import read_component, read_json, variants
 from safelight.store.weights import StateDict, save_safetensors, sha256
@@ -403,8 +412,8 @@ def _write_extras(path: Path, spec: ModelSpec, index: dict[str, Any]) -> None:
             "do_resize": True,
             "resample": 3,
             "rescale_factor": 1 / 255,
-            "image_mean": [0.48145466, 0.4578275, 0.40821073],
-            "image_std": [0.26862954, 0.26130258, 0.27577711],
+            "image_mean": list(CLIP_MEAN),
+            "image_std": list(CLIP_STD),
         }
         _write_json(path / "feature_extractor" / "preprocessor_config.json", preprocessor)
         index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]

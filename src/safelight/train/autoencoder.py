@@ -13,21 +13,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from safelight.errors import InvalidRequest
 from safelight.nets.vae import VAE
-from safelight.spec import VAESpec
+from safelight.parts import load_vae
 from safelight.train.pictures import SPLITS, Stream, key, save_grid, validation
 from safelight.train.recipe import Recipe
-
-
-def load_vae(folder: Path) -> VAE:
-    """The autoencoder that :meth:`AutoencoderObjective.export` wrote."""
-    vae = VAE(VAESpec.model_validate_json((folder / "vae.json").read_text()))
-    vae.load_state_dict(load_file(folder / "vae.safetensors"))
-    return vae.eval()
 
 
 def edge_weight(pixels: Tensor, strength: float) -> Tensor:

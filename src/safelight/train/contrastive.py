@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from safelight.data import stilllife
@@ -28,9 +28,10 @@ from safelight.data.renders import GROUP, open_labels
 from safelight.data.stilllife import Scene
 from safelight.errors import InvalidRequest
 from safelight.nets.clip import TextTower, VisionTower
+from safelight.parts import clip_normalised
 from safelight.spec import TextSpec, VisionSpec
 from safelight.text.tokenizer import Tokenizer, learn_vocabulary
-from safelight.train.pictures import SPLITS, Stream, clip_normalised, key, save_grid, validation
+from safelight.train.pictures import SPLITS, Stream, key, save_grid, validation
 from safelight.train.recipe import Recipe
 
 
@@ -103,15 +104,6 @@ class ContrastiveModel(nn.Module):
         assert text is not None
         scale = self.logit_scale.clamp(max=np.log(100.0)).exp()
         return seen.embedding, text, scale, self.patch_head(seen.states[:, 1:])
-
-
-def load_clip(folder: Path) -> tuple[TextTower, VisionTower, Tokenizer]:
-    """The towers and tokenizer that :meth:`ContrastiveObjective.export` wrote."""
-    text = TextTower(TextSpec.model_validate_json((folder / "text.json").read_text()))
-    vision = VisionTower(VisionSpec.model_validate_json((folder / "vision.json").read_text()))
-    text.load_state_dict(load_file(folder / "text.safetensors"))
-    vision.load_state_dict(load_file(folder / "vision.safetensors"))
-    return text.eval(), vision.eval(), Tokenizer.from_folder(folder / "tokenizer")
 
 
 class ContrastiveObjective:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from safelight.data import stilllife
@@ -23,9 +23,8 @@ from safelight.diffusion.schedule import Schedule
 from safelight.errors import InvalidRequest
 from safelight.nets.unet import UNet
 from safelight.nets.vae import VAE
-from safelight.spec import ScheduleSpec, UNetSpec
-from safelight.train.autoencoder import load_vae
-from safelight.train.contrastive import load_clip
+from safelight.parts import load_text, load_unet, load_vae
+from safelight.spec import ScheduleSpec
 from safelight.train.pictures import SPLITS, Stream, key, save_grid, to_pixels, validation
 from safelight.train.recipe import Recipe
 
@@ -83,7 +82,7 @@ class LatentDiffusionObjective:
         if recipe.diffusion is None:
             raise InvalidRequest("diffusion", "the recipe has no such section.")
         self.recipe, self.settings = recipe, recipe.diffusion
-        self.text, _, self.tokenizer = load_clip(self.settings.clip)
+        self.text, self.tokenizer = load_text(self.settings.clip)
         self.vae = load_vae(self.settings.vae)
         self.spec = ScheduleSpec(prediction_type=self.settings.prediction_type)
         self.schedule = Schedule.from_spec(self.spec)
@@ -208,10 +207,3 @@ class LatentDiffusionObjective:
         save_file(state, folder / "unet.safetensors")
         (folder / "unet.json").write_text(self.settings.unet.model_dump_json(indent=1))
         (folder / "schedule.json").write_text(self.spec.model_dump_json(indent=1))
-
-
-def load_unet(folder: Path) -> tuple[UNet, ScheduleSpec]:
-    """The UNet that :meth:`LatentDiffusionObjective.export` wrote, and its schedule."""
-    unet = UNet(UNetSpec.model_validate_json((folder / "unet.json").read_text()))
-    unet.load_state_dict(load_file(folder / "unet.safetensors"))
-    return unet.eval(), ScheduleSpec.model_validate_json((folder / "schedule.json").read_text())

@@ -19,9 +19,6 @@ VALIDATION_SEEDS: dict[Split, int] = {"val": 2, "combo": 3, "pair": 4}
 """Series of the validation sets; no recipe trains on them."""
 SPLITS: tuple[Split, ...] = ("val", "combo", "pair")
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
 
 def key(seed: int, index: int, stream: int) -> np.random.Generator:
     """Random numbers of one picture of a run, whatever batch or process it falls into."""
@@ -78,13 +75,6 @@ class Stream:
 def to_pixels(pictures: np.ndarray) -> Tensor:
     """uint8 ``(N, H, W, 3)`` to float32 ``(N, 3, H, W)`` in [-1, 1], channels last in memory."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-
-
-def clip_normalised(pixels: Tensor) -> Tensor:
-    """Pixels in [-1, 1] to what CLIP's vision tower reads."""
-    mean = pixels.new_tensor(CLIP_MEAN)[:, None, None]
-    std = pixels.new_tensor(CLIP_STD)[:, None, None]
-    return (pixels / 2 + 0.5 - mean) / std
 
 
 def validation(data: DataRecipe, split: Split, count: int) -> tuple[Tensor, list[Scene]]:
