@@ -382,5 +382,5 @@ def _tower_faults(layer: str, spec: TextSpec | VisionSpec) -> dict[str, Fault]:
     return {
         "GELU kind": attribute(f"{layer}.mlp", "activation", swap.__getitem__),
         "head count": attribute(f"{layer}.self_attn", "heads", lambda heads: heads // 2),
-        "one weight off by 1 %": one_weight(f"{layer}.mlp.fc1"),
+        "one weight off by 1 %": one_weight(f"{layer}.mlp.fc2"),
     }

@@ -9,7 +9,7 @@ from torch import nn
 
 from safelight.nets.attention import Attention, FeedForward
 from safelight.nets.layers import Upsample
-from safelight.runtime.attention import CrossAttention, GatedForward
+from safelight.runtime.attention import CrossAttention, GatedForward, Read
 from safelight.runtime.layers import Norm, Up
 from safelight.runtime.plan import PLAIN, Plan, packing_works
 
@@ -66,16 +66,19 @@ def test_cross_attention_folded_and_not(tokens: int) -> None:
     expected = x + attention(normed, context.expand(3, -1, -1))
     for plan in (Plan(), Plan(folded=False)):
         cross = CrossAttention(attention, plan)
-        first, second = cross.read(context)
-        assert first.ndim == (3 if plan.folded else 4)
-        stacked = torch.cat([first] * 3), torch.cat([second] * 3)
-        assert float((cross(x, normed, stacked) - expected).abs().max()) < 1e-5
+        read = cross.read(context)
+        assert read.first.ndim == (3 if plan.folded else 4)
+        once = [read._replace(rows=3)]
+        each = [Read(torch.cat([read.first] * 3), torch.cat([read.second] * 3), 3)]
+        apart = [read._replace(rows=2), read]
+        for reads in (once, each, apart):
+            assert float((cross(x, normed, reads) - expected).abs().max()) < 1e-5
 
 
 @torch.no_grad()
 def test_large_contexts_are_not_folded() -> None:
     cross = CrossAttention(Attention(320, 8, context_width=768), Plan())
-    assert cross.read(torch.zeros(77, 768))[0].ndim == 4
+    assert cross.read(torch.zeros(77, 768)).first.ndim == 4
 
 
 @torch.no_grad()

@@ -186,7 +186,7 @@ def test_a_prompt_and_a_timestep_are_read_once(monkeypatch: pytest.MonkeyPatch) 
 def test_forgotten_prompts_are_not_confused() -> None:
     """A new tensor at the address of an old one is a new prompt."""
     prepared, plain = prepare(model(SHALLOW)), prepare(model(SHALLOW), PLAIN)
-    prepared._reads, prepared._stacks = Cache(2), Cache(1)
+    prepared._reads, prepared._layouts = Cache(2), Cache(1)
     x = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(2))
     for seed in range(8):
         tokens = torch.randn(3, 24, generator=torch.Generator().manual_seed(seed))

@@ -6,8 +6,8 @@ computes. Residuals are added inside, where they cost one pass less.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,17 @@ from safelight.nets.vae import SpatialAttention
 from safelight.runtime.layers import Norm, parts_of
 from safelight.runtime.plan import Plan, pack_linear, packed_linear_gelu, packed_linear_with
 
-Read = tuple[Tensor, Tensor]
-"""What a cross-attention keeps of a context, one entry a row: keys and values ``(N, heads, S, d)``
-or, folded, ``(N, C, heads * S)`` and ``(N, heads * S, C)``."""
+
+class Read(NamedTuple):
+    """What a cross-attention keeps of contexts: keys and values, or a folded pair."""
+
+    first: Tensor
+    """``(B, heads, S, d)`` keys; folded ``(B, C, heads * S)``."""
+    second: Tensor
+    """``(B, heads, S, d)`` values; folded ``(B, heads * S, C)``."""
+    rows: int = 1
+    """Rows that read these: equally many, and next to each other, for each of the B contexts."""
+
 
 _FOLD = 2**17
 """Most elements of one folded matrix: below, saved calls outweigh what it costs to read."""
@@ -71,16 +79,32 @@ class CrossAttention:
         )
         into = part.to_q.weight.view(heads, -1, part.to_q.weight.shape[1])
         if not self._fold or heads * len(tokens) * into.shape[2] > _FOLD:
-            return key[None].contiguous(), value[None].contiguous()
+            return Read(key[None].contiguous(), value[None].contiguous())
         out = self._out
         first = torch.einsum("hdc,hsd->chs", into, key) * key.shape[-1] ** -0.5
         second = torch.einsum("hsd,chd->hsc", value, out.weight.unflatten(1, (heads, -1)))
         second = second + out.bias / heads
-        return first.flatten(1)[None].contiguous(), second.flatten(0, 1)[None].contiguous()
+        return Read(first.flatten(1)[None].contiguous(), second.flatten(0, 1)[None].contiguous())
 
-    def __call__(self, x: Tensor, normed: Tensor, read: Read) -> Tensor:
-        """``x`` plus attention of ``normed`` to what was read, a row of it for each of ``x``."""
-        first, second = read
+    def __call__(self, x: Tensor, normed: Tensor, reads: Sequence[Read]) -> Tensor:
+        """``x`` plus attention of ``normed`` to what was read.
+
+        Args:
+            reads: for all rows of ``x``, in order.
+        """
+        if len(reads) == 1:
+            return self._attend(x, normed, reads[0])
+        counts = [read.rows for read in reads]
+        parts = zip(x.split(counts), normed.split(counts), reads, strict=True)
+        return torch.cat([self._attend(*part) for part in parts])
+
+    def _attend(self, x: Tensor, normed: Tensor, read: Read) -> Tensor:
+        shape, (first, second, _) = x.shape, read
+        # Rows that read one context are more queries to it: larger products.
+        x, normed = (t.reshape(len(first), -1, t.shape[-1]) for t in (x, normed))
+        return self._ask(x, normed, first, second).view(shape)
+
+    def _ask(self, x: Tensor, normed: Tensor, first: Tensor, second: Tensor) -> Tensor:
         n, length, width = normed.shape
         if first.ndim == 3:
             scores = torch.bmm(normed, first).view(n, length, self._heads, -1)
@@ -93,7 +117,11 @@ class CrossAttention:
 
 
 class GatedForward:
-    """GEGLU with value and gate as two products, so that both lie in order, block by block."""
+    """GEGLU with value and gate as two products, so that both lie in order.
+
+    oneDNN applies GELU and gate where it writes the products; without it they are further passes
+    over memory, which block by block stay in cache.
+    """
 
     def __init__(self, forward: FeedForward, plan: Plan) -> None:
         gated, _, last = parts_of(forward.net)
@@ -110,11 +138,10 @@ class GatedForward:
     def __call__(self, x: Tensor, normed: Tensor) -> Tensor:
         """``x`` plus the feed-forward of ``normed``."""
         rows, rest = (t.reshape(-1, t.shape[-1]) for t in (normed, x))
-        compute = self._by_onednn if self._packed else self._by_blas
-        if len(rows) <= _BLOCK:
-            return compute(rows, rest).view(x.shape)
+        if self._packed:
+            return self._by_onednn(rows, rest).view(x.shape)
         parts = zip(rows.split(_BLOCK), rest.split(_BLOCK), strict=True)
-        return torch.cat([compute(*part) for part in parts]).view(x.shape)
+        return torch.cat([self._by_blas(*part) for part in parts]).view(x.shape)
 
     def _by_onednn(self, rows: Tensor, rest: Tensor) -> Tensor:
         gate = packed_linear_gelu(rows, self._gate, self._gate_bias)
@@ -144,7 +171,7 @@ class Block:
         """The half that reads no context; nothing where both attentions do."""
         return x if self._own is None else self._own(x, F.layer_norm(x, *self._norms[0]))
 
-    def rest(self, x: Tensor, reads: Iterator[Read]) -> Tensor:
+    def rest(self, x: Tensor, reads: Iterator[Sequence[Read]]) -> Tensor:
         """Everything from the first cross-attention on."""
         first = len(self._norms) - 1 - len(self.crosses)
         for cross, norm in zip(self.crosses, self._norms[first:], strict=False):
@@ -166,7 +193,7 @@ class Transformer:
     def __call__(
         self,
         x: Tensor,
-        reads: Iterator[Read],
+        reads: Iterator[Sequence[Read]],
         spread: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """``x`` (N, C, H, W).

@@ -33,6 +33,16 @@ class Row(NamedTuple):
     conditioning: Conditioning
 
 
+class _Layout(NamedTuple):
+    """The order of a call's rows in which those of one context are next to each other."""
+
+    order: list[int]
+    back: Tensor | None
+    """Index of the way back; None where the order is the one asked in."""
+    reads: list[list[Read]]
+    """For every cross-attention."""
+
+
 def prepare(model: Model, plan: Plan | None = None) -> Prepared:
     """Lay a model out for its machine.
 
@@ -66,7 +76,7 @@ class Prepared:
         # An entry holds the tensors whose identity is its key, so that no other can take it.
         self._times: Cache[tuple[object, list[Tensor]]] = Cache(256)
         self._reads: Cache[tuple[object, list[Read]]] = Cache(_remembered(model))
-        self._stacks: Cache[tuple[object, list[Read]]] = Cache(4)
+        self._layouts: Cache[tuple[object, _Layout]] = Cache(4)
 
     @torch.inference_mode()
     def predict(self, rows: Sequence[Row]) -> Tensor:
@@ -74,7 +84,13 @@ class Prepared:
         unet = self._fused_unet
         if unet is None or _touched(self._unet_parts):
             return self._plain(rows)
-        reads = self._stacked(unet, [row.conditioning.tokens for row in rows])
+        layout = self._laid_out(unet, [row.conditioning.tokens for row in rows])
+        answer = self._fused(unet, [rows[k] for k in layout.order], layout.reads)
+        return answer if layout.back is None else answer.index_select(0, layout.back)
+
+    def _fused(
+        self, unet: FusedUNet, rows: Sequence[Row], reads: Sequence[Sequence[Read]]
+    ) -> Tensor:
         # Rows that differ in their tokens alone are one until these are first read.
         slots: dict[object, int] = {}
         firsts: list[Row] = []
@@ -127,22 +143,34 @@ class Prepared:
             return each[0], True
         return [torch.cat(parts) for parts in zip(*each, strict=True)], False
 
-    def _stacked(self, unet: FusedUNet, tokens: Sequence[Tensor]) -> list[Read]:
-        """Keys and values of these rows. The rows of a batch stay the same for many ticks."""
+    def _laid_out(self, unet: FusedUNet, tokens: Sequence[Tensor]) -> _Layout:
+        """Rows by context. The rows of a batch stay the same for many ticks."""
         key = tuple(id(each) for each in tokens)
-        known = self._stacks.get(key)
+        known = self._layouts.get(key)
         if known is not None:
             return known[1]
-        each = [self._read(unet, one) for one in tokens]
-        if len(each) == 1:
-            return each[0]
-        stacked = [
-            (torch.cat([first for first, _ in parts]), torch.cat([second for _, second in parts]))
-            for parts in zip(*each, strict=True)
-        ]
-        if sum(4 * part.numel() for read in stacked for part in read) <= _STACK_BYTES:
-            self._stacks.put(key, (tuple(tokens), stacked))
-        return stacked
+        readers: dict[int, list[int]] = {}
+        for k, name in enumerate(key):
+            readers.setdefault(name, []).append(k)
+        # Contexts with equally many rows go together: one prompt in sixteen pictures, or sixteen
+        # prompts and the one empty prompt of all.
+        alike: dict[int, list[list[int]]] = {}
+        for places in readers.values():
+            alike.setdefault(len(places), []).append(places)
+        order = [k for groups in alike.values() for places in groups for k in places]
+        stacks = []
+        for groups in alike.values():
+            each = [self._read(unet, tokens[places[0]]) for places in groups]
+            rows = sum(map(len, groups))
+            stacks.append([_stack_reads(parts, rows) for parts in zip(*each, strict=True)])
+        back = None
+        if order != sorted(order):
+            back = torch.tensor(order, device=self._device).argsort()
+        layout = _Layout(order, back, [list(parts) for parts in zip(*stacks, strict=True)])
+        size = sum(4 * t.numel() for reads in layout.reads for r in reads for t in r[:2])
+        if size <= _STACK_BYTES:
+            self._layouts.put(key, (tuple(tokens), layout))
+        return layout
 
     def _read(self, unet: FusedUNet, tokens: Tensor) -> list[Read]:
         known = self._reads.get(id(tokens))
@@ -183,6 +211,12 @@ def _stack(slots: Sequence[Tensor | None]) -> Tensor | None:
     """Rows of one call have the same slots."""
     given = [slot for slot in slots if slot is not None]
     return torch.stack(given) if given else None
+
+
+def _stack_reads(parts: Sequence[Read], rows: int) -> Read:
+    if len(parts) == 1:
+        return parts[0]._replace(rows=rows)
+    return Read(torch.cat([p.first for p in parts]), torch.cat([p.second for p in parts]), rows)
 
 
 def _spread(t: Tensor, index: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ class FusedUNet:
         self,
         x: Tensor,
         times: Times,
-        reads: Sequence[Read],
+        reads: Sequence[Sequence[Read]],
         *,
         spread: Callable[[Tensor], Tensor] | None = None,
         first_times: Times | None = None,
@@ -84,7 +84,7 @@ class FusedUNet:
         Args:
             x: ``(N, in_channels, H, W)`` noisy latents, extra planes behind them.
             times: of :meth:`time`; one for all rows, or stacked, one a row.
-            reads: of :meth:`read`, stacked, one a row.
+            reads: for every cross-attention what :meth:`read` gave, stacked, for all rows in order.
             spread: ``x`` has fewer rows than the result: copies the rows of any tensor out,
                 and is called where the context is first read.
             first_times: ``times`` before that, where they are stacked.
