@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from safelight.runtime.training import hasten
 from safelight.train.ema import EMA
 from safelight.train.recipe import OptimRecipe, Recipe
 
@@ -84,15 +85,20 @@ class Run:
         self.recipe, self.objective, self.progress = recipe, objective, progress
         self.stop_after = stop_after
         self.accelerator = Accelerator(
-            gradient_accumulation_steps=recipe.optim.accumulation, cpu=not torch.cuda.is_available()
+            gradient_accumulation_steps=recipe.optim.accumulation,
+            mixed_precision="bf16" if recipe.precision == "bfloat16" else "no",
+            cpu=not torch.cuda.is_available(),
         )
         module = objective.module
+        if self.accelerator.device.type == "cpu":
+            hasten(module, kernels=not recipe.compile)
         trainable = [p for p in module.parameters() if p.requires_grad]
         optim = recipe.optim
         optimizer = torch.optim.AdamW(
             trainable, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
         )
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+        self._trained = torch.compile(self.module) if recipe.compile else self.module
         self.ema = EMA(self.plain, recipe.ema.decay)
         self.seen, self.seconds = 0, 0.0
         self.folder = recipe.output
@@ -146,7 +152,7 @@ class Run:
         for _ in range(optim.accumulation):
             with self.accelerator.accumulate(self.module):
                 batch = self.objective.batch(self.seen + rank * optim.batch, optim.batch)
-                loss, logged = self.objective.loss(self.module, batch)
+                loss, logged = self.objective.loss(self._trained, batch)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.module.parameters(), optim.clip)

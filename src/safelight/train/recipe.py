@@ -113,6 +113,10 @@ class Recipe(Record):
     sample_every: int = 50_000
     """Pictures between sample grids."""
     threads: int | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the networks compute in while they train; weights and optimiser stay in float32."""
+    compile: bool = False
+    """``torch.compile`` the networks: a minute at the start, then 1.2 times as fast on a CPU."""
     data: DataRecipe = DataRecipe()
     optim: OptimRecipe = OptimRecipe()
     ema: EMARecipe = EMARecipe()

@@ -1,0 +1,74 @@
+"""GroupNorm with the SiLU behind it, differentiable, by the C kernel."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safelight.runtime.kernels import library
+
+_KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+def available(x: Tensor) -> bool:
+    """Whether :func:`group_norm` can take this tensor."""
+    return x.device.type == "cpu" and x.dtype in _KINDS and library() is not None
+
+
+def group_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, *, silu: bool
+) -> Tensor:
+    """``GroupNorm(x)``, or its SiLU: Wu and He 2018 (1803.08494), equation 1.
+
+    Args:
+        x: ``(N, C, H, W)`` in float32 or bfloat16; laid out channels-last if it is not.
+        weight, bias: ``(C,)`` in float32.
+
+    Returns:
+        like ``x``, channels-last.
+    """
+    return _GroupNorm.apply(x, weight, bias, groups, eps, silu)  # type: ignore[no-any-return]
+
+
+class _GroupNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, *how: Any) -> Tensor:
+        groups, eps, silu = how
+        x = x.contiguous(memory_format=torch.channels_last)
+        n, channels, height, width = x.shape
+        y, statistics = torch.empty_like(x), torch.empty(n, groups, 2)
+        threads = torch.get_num_threads()
+        lib = _library()
+        work = torch.empty(lib.sl_norm_work(n, channels, threads))
+        getattr(lib, f"sl_{_KINDS[x.dtype]}_norm_forward")(
+            *(t.data_ptr() for t in (x, y, weight, bias, statistics, work)),
+            *(n, height * width, channels, groups, eps, silu, threads),
+        )
+        ctx.save_for_backward(x, weight, bias, statistics)
+        ctx.how = groups, silu, threads
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, bias, statistics = ctx.saved_tensors
+        groups, silu, threads = ctx.how
+        dy = gradients[0].to(x.dtype).contiguous(memory_format=torch.channels_last)
+        n, channels, height, width = x.shape
+        dx, dweight, dbias = (torch.empty_like(t) for t in (x, weight, bias))
+        lib = _library()
+        work = torch.empty(lib.sl_norm_work(n, channels, threads))
+        tensors = (x, dy, dx, weight, bias, statistics, dweight, dbias, work)
+        getattr(lib, f"sl_{_KINDS[x.dtype]}_norm_backward")(
+            *(t.data_ptr() for t in tensors),
+            *(n, height * width, channels, groups, silu, threads),
+        )
+        return dx, dweight, dbias, None, None, None
+
+
+def _library() -> ctypes.CDLL:
+    lib = library()
+    assert lib is not None, "ask available() first"
+    return lib
