@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from safelight.conditioning.prior import PriorModel
 from safelight.diffusion.schedule import Schedule
 from safelight.errors import InvalidRequest, ModelNotFound, WeightsError
 from safelight.nets.clip import TextTower, VisionTower
+from safelight.nets.prior import Prior
 from safelight.nets.unet import UNet
 from safelight.nets.vae import VAE
 from safelight.spec import ModelSpec
@@ -91,7 +93,13 @@ class Model:
     """SHA-256 over the weights' own digests; empty for a model made in memory."""
     notes: tuple[str, ...] = ()
     """What loading found worth telling: fallbacks, unofficial copies."""
+    normaliser: tuple[Tensor, Tensor] | None = None
+    """Mean and spread ``(1, D)`` of picture embeddings (unCLIP); None: 0 and 1."""
+    prior: PriorModel | None = None
+    """Picture embeddings from prompts (unCLIP with CLIP L)."""
     text_cache: Cache[Tensor] = field(default_factory=Cache)
+    picture_cache: Cache[Any] = field(default_factory=lambda: Cache(32))
+    """What was read from pictures, by their digest."""
 
     def __post_init__(self) -> None:
         self.schedule = Schedule.from_spec(self.spec.schedule)
@@ -99,6 +107,8 @@ class Model:
             net.requires_grad_(False).eval().to(self.device, self.dtype)
         if self.spec.vae.force_float32:
             self.vae.float()
+        if self.prior is not None:
+            self.prior.to(self.device, self.dtype)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -130,6 +140,7 @@ class Model:
         dtype: str | torch.dtype | None = None,
         variant: str | None = None,
         local_only: bool | None = None,
+        prior: str | Path | None = None,
     ) -> Model:
         """Load a model by shipped name, folder, file or hub id.
 
@@ -139,15 +150,20 @@ class Model:
                 on CUDA for full-size models, float32 for the tiny family.
             variant: ``fp16``, ``non_ema``: which of a folder's files to prefer.
             local_only: never ask the network; default: only when HF_HUB_OFFLINE says so.
+            prior: a folder with a prior (Karlo's layout), to put in front of an unCLIP model that
+                reads CLIP L's embeddings.
 
         Raises:
             ModelNotFound, WeightsError, InvalidRequest: with what to do about it.
         """
         place = pick_device(device)
         pick_dtype(dtype, place, tiny=True)  # a wrong one must fail before anything is read
+        told = (EMULATED,) if is_emulated(dtype, place) else ()
         family = FAMILY / ALIASES.get(str(name), str(name)) / "model.json"
         if family.is_file():
-            return _load_family(cls, family, place, pick_dtype(dtype, place, tiny=True))
+            if prior is not None:
+                raise InvalidRequest("prior", f"{name} has no use for one.", "unclip-l has.")
+            return _load_family(cls, family, place, pick_dtype(dtype, place, tiny=True), told)
         from safelight.store.folder import read_folder
 
         path, notes = Path(name), ()
@@ -162,7 +178,10 @@ class Model:
             from safelight.store.single_file import read_single_file
 
             contents = read_single_file(path)
-        return _assemble(cls, contents, path, place, pick_dtype(dtype, place, tiny=False), notes)
+        notes = (*told, *notes)
+        made = pick_dtype(dtype, place, tiny=False)
+        ahead = _prior(contents.spec, path, variant, prior, made)
+        return _assemble(cls, contents, path, place, made, notes, prior=ahead)
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -183,21 +202,32 @@ def pick_device(device: str | torch.device | None) -> torch.device:
 
 
 def pick_dtype(dtype: str | torch.dtype | None, device: torch.device, *, tiny: bool) -> torch.dtype:
-    """The dtype asked for, or the device's default; refuses what is known not to work."""
+    """The dtype asked for, or the device's default; float32 for one that is only emulated."""
     if dtype is None:
         return torch.float16 if device.type == "cuda" and not tiny else torch.float32
     if isinstance(dtype, str):
         if dtype not in DTYPES:
             raise InvalidRequest("dtype", f"unknown dtype {dtype!r}.", "float32, float16, bfloat16")
         dtype = DTYPES[dtype]
-    if device.type == "cpu" and dtype == torch.float16:
-        raise InvalidRequest(
-            "dtype", "float16 on the CPU is emulated, slow and overflows.", "Use float32."
-        )
-    return dtype
+    return torch.float32 if is_emulated(dtype, device) else dtype
 
 
-def _load_family(cls: type[Model], card: Path, device: torch.device, dtype: torch.dtype) -> Model:
+EMULATED = "float16 on the CPU is emulated, slow and overflows: it runs in float32"
+
+
+def is_emulated(dtype: str | torch.dtype | None, device: torch.device) -> bool:
+    """Whether a dtype was asked for that this device only pretends to have."""
+    wanted = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    return device.type == "cpu" and wanted == torch.float16
+
+
+def _load_family(
+    cls: type[Model],
+    card: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    notes: tuple[str, ...] = (),
+) -> Model:
     """A shipped model: ``model.json`` holds its spec and where its (shared) files lie."""
     try:
         record: dict[str, Any] = json.loads(card.read_text())
@@ -222,6 +252,7 @@ def _load_family(cls: type[Model], card: Path, device: torch.device, dtype: torc
         dtype=dtype,
         source=f"shipped:{spec.name}",
         digest=digest,
+        notes=notes,
         **nets,  # type: ignore[arg-type]
     )
 
@@ -233,8 +264,11 @@ def _assemble(
     device: torch.device,
     dtype: torch.dtype,
     notes: Any,
+    prior: PriorModel | None = None,
 ) -> Model:
     spec: ModelSpec = contents.spec
+    if prior is not None:
+        spec = spec.replace(prior=prior.spec)
     nets: dict[str, nn.Module] = {}
     for part, build in _builders(spec).items():
         with torch.device("meta"):
@@ -252,8 +286,57 @@ def _assemble(
         source=str(path),
         digest=_folder_digest(contents),
         notes=(*notes, *contents.notes),
+        normaliser=_normaliser(contents),
+        prior=prior,
         **nets,  # type: ignore[arg-type]
     )
+
+
+def _normaliser(contents: Any) -> tuple[Tensor, Tensor] | None:
+    """The statistics of unCLIP's picture embeddings, where the model has some."""
+    tensors = contents.tensors.get("image_normalizer")
+    if tensors is None:
+        return None
+    missing = {"mean", "std"} - set(tensors.entries)
+    if missing:
+        raise WeightsError(tensors.file, f"lacks {' and '.join(sorted(missing))}.")
+    mean, std = (tensors[name].float() for name in ("mean", "std"))
+    if mean.shape != std.shape or bool((std <= 0).any()):
+        raise WeightsError(tensors.file, "its mean and std are of no use.")
+    return mean, std
+
+
+def _prior(
+    spec: ModelSpec,
+    path: Path,
+    variant: str | None,
+    given: str | Path | None,
+    dtype: torch.dtype,
+) -> PriorModel | None:
+    """The prior of a model's own folder, or the one that was given to it."""
+    from safelight.store.prior import has_prior, read_prior
+
+    folder = Path(given) if given is not None else path
+    if given is None and (spec.family != "unclip" or not has_prior(folder)):
+        return None
+    if spec.family != "unclip":
+        raise InvalidRequest("prior", f"{spec.name} has no use for one.", "unclip-l has.")
+    if not has_prior(folder):
+        raise WeightsError(folder, "holds no prior.", "Give a folder in Karlo's layout.")
+    contents = read_prior(folder, variant)
+    width, wanted = contents.spec.embedding_width, spec.unet.class_embedding_size // 2
+    if width != wanted:
+        raise WeightsError(
+            folder,
+            f"makes picture embeddings of {width} numbers but {spec.name} reads {wanted}: they "
+            "are of different CLIPs.",
+            "A CLIP-L prior (Karlo's) goes with unclip-l, not with unclip-h.",
+        )
+    with torch.device("meta"):
+        net, text = Prior(contents.spec), TextTower(contents.spec.text)
+    load_into(net, contents.net, dtype=dtype)
+    load_into(text, contents.text, dtype=dtype)
+    return PriorModel(contents.spec, net, text, Tokenizer.from_folder(contents.tokenizer))
 
 
 def _builders(spec: ModelSpec) -> dict[str, Any]:

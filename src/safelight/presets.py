@@ -6,7 +6,15 @@ trains and ships. Tests make their own micro models.
 
 from __future__ import annotations
 
-from safelight.spec import ModelSpec, ScheduleSpec, TextSpec, UNetSpec, VAESpec, VisionSpec
+from safelight.spec import (
+    ModelSpec,
+    PriorSpec,
+    ScheduleSpec,
+    TextSpec,
+    UNetSpec,
+    VAESpec,
+    VisionSpec,
+)
 
 # -- full: the published sizes ----------------------------------------------------------------
 
@@ -36,14 +44,40 @@ SD_V2_768 = SD_V2_BASE.replace(
     vae=VAESpec(sample_size=768),
     schedule=SD_V2_BASE.schedule.replace(prediction_type="v"),
 )
+# Inputs beside the latents: 1 mask plane and the masked picture's 4; 1 depth plane.
+SD_V1_INPAINT = SD_V1.replace(
+    name="sd-v1-inpaint", family="inpaint", unet=SD_V1.unet.replace(in_channels=9)
+)
+SD_V2_INPAINT = SD_V2_BASE.replace(
+    name="sd-v2-inpaint", family="inpaint", unet=SD_V2_BASE.unet.replace(in_channels=9)
+)
+SD_V2_DEPTH = SD_V2_BASE.replace(
+    name="sd-v2-depth", family="depth", unet=SD_V2_BASE.unet.replace(in_channels=5)
+)
+IMAGE_VARIATIONS = SD_V1.replace(
+    name="image-variations", family="image-variations", text=None, vision=CLIP_L_VISION
+)
+NOISE_AUGMENTATION = ScheduleSpec(
+    kind="squared_cosine", beta_start=0.0001, beta_end=0.02, sampler="ddpm", steps_offset=0
+)
+"""Of unCLIP's picture embeddings."""
 UNCLIP_H = SD_V2_768.replace(
     name="unclip-h",
     family="unclip",
     unet=SD_V2_768.unet.replace(class_embedding="projection", class_embedding_size=2048),
     vision=OPENCLIP_H_VISION,
+    noising=NOISE_AUGMENTATION,
+    noise_level=0,
     steps=20,
     guidance_scale=10.0,
 )
+UNCLIP_L = UNCLIP_H.replace(
+    name="unclip-l",
+    unet=UNCLIP_H.unet.replace(class_embedding_size=1536),
+    vision=CLIP_L_VISION,
+)
+UNCLIP_L_PRIOR = UNCLIP_L.replace(name="unclip-l-prior", prior=PriorSpec())
+"""With Karlo's prior in front: from text alone."""
 X4_UNET = UNetSpec(
     sample_size=128,
     in_channels=7,
@@ -56,6 +90,21 @@ X4_UNET = UNetSpec(
     class_embedding_size=1000,
 )
 X4_VAE = VAESpec(channels=(128, 256, 512), scaling_factor=0.08333, force_float32=True)
+X4_NOISING = ScheduleSpec(beta_start=0.0001, beta_end=0.02, sampler="ddpm", steps_offset=0)
+"""Of the upscaler's small picture."""
+X4_UPSCALER = ModelSpec(
+    name="x4-upscaler",
+    family="x4-upscaler",
+    unet=X4_UNET,
+    vae=X4_VAE,
+    text=OPENCLIP_H_TEXT,
+    schedule=X4_NOISING.replace(prediction_type="v", sampler="ddim", steps_offset=1),
+    noising=X4_NOISING,
+    noise_level=20,
+    max_noise_level=350,
+    steps=75,
+    guidance_scale=9.0,
+)
 
 # -- tiny: trained on still life and shipped ---------------------------------------------------
 

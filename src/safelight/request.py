@@ -20,10 +20,19 @@ from difflib import get_close_matches
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from safelight import names
 from safelight.errors import InvalidRequest
+from safelight.inputs import PictureInput, numbers, picture_input, picture_inputs
 from safelight.spec import ModelSpec, Record
 
 if TYPE_CHECKING:
@@ -31,6 +40,23 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 """Number of the request's JSON schema; raised when a field changes its meaning."""
+LATER = (
+    "image",
+    "images",
+    "image_weights",
+    "mask",
+    "mask_feather",
+    "mask_crop",
+    "depth",
+    "strength",
+    "strength_rule",
+    "noise_level",
+    "embedding",
+    "picture_fit",
+    "prior_steps",
+    "prior_guidance_scale",
+)
+"""Fields that came after the first schema."""
 MAX_SEED = 2**63 - 1
 MAX_SIDE = 8192
 MAX_PROMPT = 20_000
@@ -58,6 +84,15 @@ ALIASES: dict[str, str] = {
     "dialect": "weighting",
     "prompt_weighting": "weighting",
     "preview_interval": "preview_every",
+    "init_image": "image",
+    "input_image": "image",
+    "mask_image": "mask",
+    "mask_blur": "mask_feather",
+    "padding_mask_crop": "mask_crop",
+    "depth_map": "depth",
+    "denoising_strength": "strength",
+    "image_embeds": "embedding",
+    "prior_num_inference_steps": "prior_steps",
 }
 """What other programs call a field. A1111's ``batch_size`` and ``n_iter`` together multiply."""
 
@@ -118,17 +153,32 @@ Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Text = Annotated[str, BeforeValidator(_text), Field(max_length=MAX_PROMPT)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Side = Annotated[Whole, Field(ge=8, le=MAX_SIDE, multiple_of=8)]
+Picture = Annotated[
+    PictureInput, BeforeValidator(picture_input), PlainSerializer(lambda given: given.digest)
+]
+Pictures = Annotated[
+    tuple[PictureInput, ...],
+    BeforeValidator(picture_inputs),
+    PlainSerializer(lambda given: [each.digest for each in given]),
+]
+Row = Annotated[tuple[Number, ...], BeforeValidator(numbers), Field(max_length=8192)]
 
 
 class GenerateRequest(Record):
-    """Text to pictures. None means "as the model's card has it"; :meth:`resolved` fills it in.
+    """What pictures to make. None means "as the model's card has it"; :meth:`resolved` fills it in.
+
+    Which of the pictures that may come with it a model looks at is the model's business: asking
+    for what it cannot do is an error, before anything is computed.
 
     Raises:
         InvalidRequest: on any wrong field, from the constructor, :meth:`replace`,
             :meth:`from_kwargs` and :meth:`from_json` alike.
     """
 
-    prompt: Text
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    prompt: Text = ""
+    """May be empty where a picture or an embedding says what to make."""
     negative_prompt: Text = ""
     steps: Annotated[Whole, Field(ge=1, le=1000)] | None = None
     guidance_scale: Annotated[Number, Field(ge=0, le=1000)] | None = None
@@ -159,18 +209,44 @@ class GenerateRequest(Record):
     preview_every: Annotated[Whole, Field(ge=0, le=1000)] = 0
     """Steps between previews; 0 for none."""
 
+    # Pictures. In the canonical JSON these fields stand only where they are given.
+    image: Picture | None = None
+    """The picture to start from (text-to-image, depth), to repaint (inpainting), to enlarge (x4),
+    or to make others like (variations, unCLIP)."""
+    images: Pictures = ()
+    """Several pictures to make others like, mixed by ``image_weights``."""
+    image_weights: Row | None = None
+    """One a picture; they are divided by their sum. None: equal."""
+    mask: Picture | None = None
+    """White is repainted. With an alpha channel: transparent is."""
+    mask_feather: Annotated[Whole, Field(ge=0, le=256)] = 0
+    """Pixels over which the mask's edge is softened."""
+    mask_crop: Annotated[Whole, Field(ge=0, le=4096)] | None = None
+    """Repaint the mask's surroundings alone, with so many pixels around it, and paste them into
+    the picture as it came. None: the whole picture."""
+    depth: Picture | None = None
+    """A depth map; larger is nearer (MiDaS). None: made from ``image`` by the model's estimator."""
+    strength: Annotated[Number, Field(ge=0, le=1)] | None = None
+    """How much of ``image`` is made anew: 0 gives it back, 1 starts from pure noise."""
+    strength_rule: Literal["exact", "diffusers"] = "exact"
+    """``exact`` runs all the steps, from the noise level that the strength says; ``diffusers`` the
+    last ``int(steps * strength)``, and at 1 keeps a trace of the image."""
+    noise_level: Annotated[Whole, Field(ge=0, le=1000)] | None = None
+    """Noise put on the picture that is looked at: unCLIP 0..999, x4 0..350."""
+    embedding: Row | None = None
+    """A CLIP picture embedding instead of a picture (variations, unCLIP)."""
+    picture_fit: Literal["crop", "square"] | None = None
+    """How CLIP sees a picture: ``crop`` the middle of it (the published folders), ``square`` all of
+    it, squashed without antialiasing (as the models were trained)."""
+    prior_steps: Annotated[Whole, Field(ge=1, le=1000)] | None = None
+    prior_guidance_scale: Annotated[Number, Field(ge=0, le=1000)] | None = None
+    """Of the prior, which makes a picture embedding from the prompt (unCLIP l)."""
+
     def __init__(self, **fields: Any) -> None:
         try:
             super().__init__(**fields)
         except ValidationError as error:
             raise _invalid(error) from None
-
-    @field_validator("prompt")
-    @classmethod
-    def _says_something(cls, value: str) -> str:
-        if not value.strip():
-            raise ValueError("is empty. Say what the picture shows.")
-        return value
 
     @field_validator("seed", mode="before")
     @classmethod
@@ -196,6 +272,10 @@ class GenerateRequest(Record):
         if not isinstance(fields, Mapping):
             return fields
         fields = dict(fields)
+        if isinstance(fields.get("image"), list | tuple):  # diffusers' way to give several
+            if fields.get("images"):
+                raise InvalidRequest("images", "comes with several in image.", "Give one of them.")
+            fields["images"] = fields.pop("image")
         schedule = fields.get("schedule")
         if schedule is not None and not isinstance(schedule, str):
             raise InvalidRequest("schedule", f"must be a name, not {_shown(schedule)}.")
@@ -217,6 +297,46 @@ class GenerateRequest(Record):
             fix = f"Leave it out, or use {' or '.join(_ETA)}."
             raise InvalidRequest("eta", f"{self.sampler} has no such setting.", fix)
         return self
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.prompt.strip() and not self.looks and self.depth is None:
+            problem = "is empty." if "prompt" in self.model_fields_set else "is missing."
+            raise InvalidRequest("prompt", problem, "Say what the picture shows.")
+        return self
+
+    @model_validator(mode="after")
+    def _pictures_agree(self) -> Self:
+        if self.image is not None and self.images:
+            raise InvalidRequest("images", "comes with image.", "Give all of them in images.")
+        if self.embedding is not None and (self.image is not None or self.images):
+            raise InvalidRequest("embedding", "comes with a picture.", "Give one of them.")
+        given = len(self.images) or int(self.image is not None)
+        if self.image_weights is not None:
+            if len(self.image_weights) != given:
+                problem = f"{len(self.image_weights)} weights for {given} pictures."
+                raise InvalidRequest("image_weights", problem)
+            if sum(self.image_weights) <= 0:
+                raise InvalidRequest("image_weights", "their sum must be above 0.")
+        if self.image is None:
+            for name in ("mask", "strength"):
+                if getattr(self, name) is not None:
+                    raise InvalidRequest(name, "needs an image.", "Give image too.")
+        if self.mask is None and self.mask_crop is not None:
+            raise InvalidRequest("mask_crop", "needs a mask.", "Give mask too.")
+        return self
+
+    @property
+    def looks(self) -> bool:
+        """Whether a picture, or its embedding, comes with it."""
+        return self.image is not None or bool(self.images) or self.embedding is not None
+
+    @property
+    def pictures(self) -> dict[str, PictureInput]:
+        """Every picture that comes with it, by a name for messages."""
+        named = {name: getattr(self, name) for name in ("image", "mask", "depth")}
+        several = {f"images[{k}]": given for k, given in enumerate(self.images)}
+        return {name: given for name, given in {**named, **several}.items() if given is not None}
 
     def replace(self, **changes: Any) -> Self:
         """A copy with ``changes``, checked again."""
@@ -243,8 +363,6 @@ class GenerateRequest(Record):
                     raise InvalidRequest(name, f"means the same as {written[plain]}.", "Give one.")
                 value = _product(fields[plain], value, written[plain], name)
             fields[plain], written[plain] = value, name
-        if "prompt" not in fields:
-            raise InvalidRequest("prompt", "is missing.", "Say what the picture shows.")
         try:
             return cls(**fields)
         except InvalidRequest as error:
@@ -260,7 +378,7 @@ class GenerateRequest(Record):
         Raises:
             InvalidRequest: the model cannot make pictures of this size.
         """
-        width, height = self.width or spec.native_size, self.height or spec.native_size
+        width, height = _size(self, spec)
         for name, side in (("width", width), ("height", height)):
             if side % spec.vae.factor:
                 raise InvalidRequest(
@@ -275,6 +393,7 @@ class GenerateRequest(Record):
             width=width,
             height=height,
             seed=secrets.randbelow(2**32) if self.seed is None else self.seed,
+            **_picture_defaults(self, spec),
         )
 
     def picture(self, index: int) -> Self:
@@ -284,8 +403,17 @@ class GenerateRequest(Record):
         return self.replace(seed=(self.seed + index) % (MAX_SEED + 1), count=1)
 
     def canonical(self) -> str:
-        """JSON that is equal for equal requests: every field, sorted, with the schema's number."""
-        return canonical_json({"schema": SCHEMA, **self.model_dump(mode="json")})
+        """JSON that is equal for equal requests: every field, sorted, with the schema's number.
+
+        Fields that came after the first schema stand there only where they are not at their
+        default, so that what older versions wrote keeps its digest.
+        """
+        fields = self.model_dump(mode="json")
+        plain = {name: cls.default for name, cls in type(self).model_fields.items()}
+        for name in LATER:
+            if getattr(self, name) == plain[name]:
+                del fields[name]
+        return canonical_json({"schema": SCHEMA, **fields})
 
     @property
     def digest(self) -> str:
@@ -311,6 +439,55 @@ class GenerateRequest(Record):
                 "schema", f"is {_shown(schema)}, this version reads {SCHEMA}.", "Update safelight."
             )
         return cls(**fields)
+
+
+def _size(request: GenerateRequest, spec: ModelSpec) -> tuple[int, int]:
+    """Width and height: as asked for; the picture's own shape where there is one; the model's.
+
+    A picture far from the model's native area (half to twice) is scaled to it.
+    """
+    native, step = spec.native_size, max(8, spec.vae.factor)
+    if request.width and request.height:
+        return request.width, request.height
+    if request.image is None or spec.family in ("image-variations", "unclip"):
+        return request.width or native, request.height or native
+    try:
+        wide, high = request.image.size
+    except ValueError as error:
+        raise InvalidRequest("image", str(error)) from None
+    if spec.family == "x4-upscaler":
+        wide, high = (max(4, side - side % 4) * spec.vae.factor for side in (wide, high))
+        if max(wide, high) > MAX_SIDE:
+            raise InvalidRequest(
+                "image",
+                f"becomes {wide}x{high}, more than {MAX_SIDE} a side.",
+                "Give a smaller picture, or width and height.",
+            )
+        return wide, high
+    if request.width or request.height:
+        scale = request.width / wide if request.width else (request.height or 0) / high
+    else:
+        share = wide * high / native**2
+        scale = 1.0 if 0.5 <= share <= 2 else share**-0.5
+    width, height = (
+        min(MAX_SIDE, max(step, int(side * scale / step + 1e-6) * step)) for side in (wide, high)
+    )
+    return request.width or width, request.height or height
+
+
+def _picture_defaults(request: GenerateRequest, spec: ModelSpec) -> dict[str, Any]:
+    """The cards' defaults of what only some systems have."""
+    found: dict[str, Any] = {}
+    starts = spec.family not in ("image-variations", "unclip", "x4-upscaler")
+    if starts and request.image is not None and request.strength is None:
+        found["strength"] = 1.0 if spec.family == "inpaint" or request.mask is not None else 0.8
+    if spec.noise_level is not None and request.noise_level is None:
+        found["noise_level"] = spec.noise_level
+    if spec.prior is not None and not request.looks:
+        found["prior_steps"] = request.prior_steps or spec.prior.steps
+        if request.prior_guidance_scale is None:
+            found["prior_guidance_scale"] = spec.prior.guidance_scale
+    return found
 
 
 def canonical_json(value: Any) -> str:

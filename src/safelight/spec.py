@@ -141,17 +141,6 @@ class VisionSpec(Record):
     projection_width: int = 768
 
 
-class PriorSpec(Record):
-    """The text-to-image-embedding prior (``PriorTransformer``)."""
-
-    heads: int = 32
-    head_width: int = 64
-    layers: int = 20
-    embedding_width: int = 768
-    text_tokens: int = 77
-    extra_tokens: int = 4
-
-
 class ScheduleSpec(Record):
     """The noise schedule a model was trained on, and how its card samples from it."""
 
@@ -174,6 +163,30 @@ class ScheduleSpec(Record):
     """Further published scheduler settings that change the mathematics."""
 
 
+class PriorSpec(Record):
+    """The text-to-image-embedding prior (``PriorTransformer``), and how it is sampled."""
+
+    heads: int = 32
+    head_width: int = 64
+    layers: int = 20
+    embedding_width: int = 768
+    text_tokens: int = 77
+    extra_tokens: int = 4
+    text: TextSpec = TextSpec(projection_width=768)
+    """Its own text tower, with projection."""
+    schedule: ScheduleSpec = ScheduleSpec(
+        kind="squared_cosine",
+        prediction_type="x0",
+        sampler="ddpm",
+        steps_offset=0,
+        final_alpha_one=True,
+    )
+    clip: float | None = 5.0
+    """Predicted embeddings are clamped to this, in units of their spread."""
+    steps: int = 25
+    guidance_scale: float = 4.0
+
+
 class ModelSpec(Record):
     """A whole system: its networks, its schedule and its card's defaults."""
 
@@ -184,7 +197,14 @@ class ModelSpec(Record):
     vae: VAESpec
     text: TextSpec | None = None
     vision: VisionSpec | None = None
+    prior: PriorSpec | None = None
+    """Makes picture embeddings from prompts (unCLIP with CLIP L)."""
     schedule: ScheduleSpec = ScheduleSpec()
+    noising: ScheduleSpec | None = None
+    """Of the noise on the picture that is looked at (unCLIP, x4 upscaler)."""
+    noise_level: int | None = None
+    """The card's, of that noise."""
+    max_noise_level: int = 999
     steps: int = 50
     """The card's number of sampling steps."""
     guidance_scale: float = 7.5

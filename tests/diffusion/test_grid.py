@@ -112,8 +112,28 @@ def test_strength_that_leaves_nothing() -> None:
     for value in (0.019, 0.0, -1, 1.1, float("nan")):
         with pytest.raises(InvalidRequest, match="strength"):
             grids.strength(SCHEDULE, 50, value)
-    with pytest.raises(InvalidRequest, match="exact"):
-        grids.strength(SCHEDULE, 50, 0.01, exact=True)
+    with pytest.raises(InvalidRequest, match="no step"):
+        grids.strength(SCHEDULE, 50, 0, exact=True)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "pndm", "euler", "lcm"])
+def test_the_exact_rule_always_leaves_something(sampler: str) -> None:
+    few = grids.strength(SCHEDULE, 50, 0.01, exact=True, sampler=sampler)
+    assert 1 <= len(few) <= 5
+    assert few.start_sigma < 0.2
+    half = grids.strength(SCHEDULE, 8, 0.5, exact=True, sampler=sampler)
+    assert len(half) == (4 if sampler == "lcm" else 8)
+    assert 350 < half.start_timestep < 600
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "pndm"])
+@pytest.mark.parametrize("steps", [512, 700, 1000])
+def test_more_than_half_the_timesteps_by_the_list(sampler: str, steps: int) -> None:
+    plan = grids.timesteps(SCHEDULE, steps, "trailing", sampler=sampler, next_step=True)
+    assert plan.timesteps[0] == 999
+    levels = list(dict.fromkeys(plan.sigmas))
+    assert len(levels) == steps
+    assert plan.targets[-2] == plan.sigmas[-1]
 
 
 @pytest.mark.parametrize(

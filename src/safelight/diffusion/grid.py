@@ -72,6 +72,7 @@ class Grid:
         init_scale: what the caller's start is multiplied by to become VP latents: 1, but for
             Euler and its kin on unit noise.
         begin: first entry that is run; above 0 for image-to-image.
+        listed: PNDM goes to the next listed timestep, as its targets say, instead of by ``stride``.
     """
 
     timesteps: tuple[float, ...]
@@ -82,6 +83,7 @@ class Grid:
     stride: int = 1
     init_scale: float = 1.0
     begin: int = 0
+    listed: bool = False
 
     def __len__(self) -> int:
         """Entries left to run."""
@@ -135,7 +137,8 @@ def timesteps(
             the schedule's own, else ``linspace``. (The multistep family takes the whole table.)
         final_sigma: level after the last step (``multistep`` and ``sigma`` families): ``zero``,
             the default, or ``min``, the schedule's smallest.
-        next_step: DDIM goes to the next listed timestep instead of the reference's ``t - T//N``.
+        next_step: DDIM and PNDM go to the next listed timestep instead of the reference's
+            ``t - T//N``.
         fractional: the multistep family tells the network the exact fractional timestep of a karras
             or exponential level, where the reference tells it a whole number.
         lcm_steps, lcm_strength: the grid a consistency model was distilled on, and the share of it
@@ -199,7 +202,7 @@ def timesteps(
         last = 0.0 if schedule.final_alpha_one or sampler == "ddpm" else table[0]
         targets[-1] = last
         even = spacing in UNIFORM and not explicit
-        if family == "pndm" or (sampler == "ddim" and even and not next_step):
+        if not next_step and (family == "pndm" or (sampler == "ddim" and even)):
             before = (ts - stride).astype(int)
             targets = np.where(before >= 0, table[before], last)
     if family == "pndm" and len(ts) > 1:
@@ -216,6 +219,7 @@ def timesteps(
         # Noise of standard deviation sigma, as the reference starts Euler and its kin (but for
         # leading), is sqrt(1 - ā) in VP scale: the little picture that belongs there is left out.
         init_scale=rates(first)[1] if family == "sigma" and base != "leading" else 1.0,
+        listed=next_step,
     )
 
 
@@ -231,7 +235,8 @@ def strength(
     """The grid for image-to-image: start from a noised image instead of noise.
 
     The reference's rule runs the last ``int(n * value)`` of ``n`` steps. ``exact`` runs exactly
-    ``n`` steps, the last of ``round(n / value)``.
+    ``n`` steps, the last of ``round(n / value)``; where that would be more than half of the
+    schedule's timesteps, the last share ``value`` of so many, one at least.
 
     Args:
         value: 0..1; 1 hardly keeps anything of the image.
@@ -253,14 +258,37 @@ def strength(
                 "strength", f"{value} of {n} steps leaves none to run.", "Raise either."
             )
         return timesteps(schedule, n, spacing, **options).start_at(n - run)
-    total = round(n / value) if value > 0 else schedule.steps + 1
-    if total > schedule.steps:
-        raise InvalidRequest(
-            "strength",
-            f"{n} exact steps at {value} would need a grid of more than {schedule.steps}.",
-            "Raise the strength or lower the steps.",
-        )
-    return timesteps(schedule, total, spacing, **options).start_at(total - n)
+    if value == 0:
+        raise InvalidRequest("strength", "0 leaves no step to run.", "Raise it.")
+    sampler = options.get("sampler", "ddim")
+    total, run = exact_run(schedule.steps, n, value, sampler)
+    grid = timesteps(schedule, total, spacing, **options)
+    begin = total - run
+    if FAMILIES[sampler] == "pndm" and begin > 0:
+        begin += 1  # the grid has its second entry twice
+    return grid.start_at(begin)
+
+
+def exact_run(levels: int, n: int, value: float, sampler: str) -> tuple[int, int]:
+    """Steps of the whole grid, and how many of its last are run: the exact rule of strength.
+
+    Args:
+        levels: the schedule's timesteps.
+    """
+    most = levels // 2
+    if FAMILIES[sampler] == "lcm":  # its grid cannot be made finer
+        return n, max(1, round(n * value))
+    if (total := round(n / value)) <= most or total == n:
+        return total, n
+    total = max(n, most)
+    return total, max(1, round(total * value))
+
+
+def coverage(levels: int, n: int, sampler: str) -> float:
+    """Share of the schedule that ``n`` leading steps span. The reference's whole-number stride
+    leaves some of it out at the top: 3 % of it at 30 steps, half of it at 501."""
+    stride = levels // (n + 1 if FAMILIES[sampler] == "multistep" else n)
+    return n * stride / levels
 
 
 def _check(

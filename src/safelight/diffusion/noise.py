@@ -63,6 +63,16 @@ def initial_noise(seed: int, shape: Sequence[int], picture: int = 0) -> Tensor:
     return torch.randn(tuple(shape), generator=generator, dtype=torch.float32)
 
 
+def stream(seed: int, shape: Sequence[int], name: str) -> Tensor:
+    """One picture's noise for one purpose beside its latents: an encoder's posterior, a noised
+    embedding. Streams of different names share nothing.
+
+    Returns:
+        unit normal, float32 on the CPU, of ``shape``.
+    """
+    return torch.from_numpy(_keyed(shape, "stream", name, picture_seed(seed)))
+
+
 def _cell(sigma: float, cells: int = _CELLS) -> int:
     """Time of a noise level: the angle ``atan(sigma)`` of the VP circle
     (``x = cos(angle) x0 + sin(angle) eps``), 0 at no noise and ``cells`` at nothing but noise.
@@ -72,15 +82,16 @@ def _cell(sigma: float, cells: int = _CELLS) -> int:
     return round(math.atan(sigma) / (math.pi / 2) * cells)
 
 
-def step_noise(seed: int, shape: Sequence[int], picture: int = 0) -> Noise:
+def step_noise(seed: int, shape: Sequence[int], picture: int = 0, *, name: str = "step") -> Noise:
     """Independent noise for every step, keyed by (seed, sigma_from, sigma_to).
 
     Asking again for a step gives the same noise; the number and order of other steps play no part.
+    Another ``name`` is another, independent source.
     """
     seed = picture_seed(seed, picture)
 
     def noise(sigma_from: float, sigma_to: float) -> Tensor:
-        key = ("step", seed, _cell(sigma_from, 2**24), _cell(sigma_to, 2**24))
+        key = (name, seed, _cell(sigma_from, 2**24), _cell(sigma_to, 2**24))
         return torch.from_numpy(_keyed(shape, *key))
 
     return noise

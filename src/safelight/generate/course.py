@@ -10,14 +10,17 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from safelight.conditioning import Conditioning, encode_prompts
 from safelight.diffusion import grid, guidance, noise, solvers
+from safelight.diffusion.keep import keep
 from safelight.engine import Picture, Progress
 from safelight.errors import InvalidRequest
+from safelight.generate.able import check
+from safelight.generate.scene import Scene
 from safelight.model import Model
 from safelight.request import GenerateRequest
 from safelight.spec import ScheduleSpec
@@ -32,12 +35,18 @@ class Course:
         sampler: the solver's short name.
         options: the solver's.
         calls: how often it asks the network.
+        start: from ``noise``, or from a noised ``picture``; ``nothing``: that picture as it is.
+        scene: the pictures that came with the request.
+        notes: what the caller should know of all this.
     """
 
     sampler: str
     grid: grid.Grid
     options: Mapping[str, Any]
     calls: int
+    scene: Scene
+    start: Literal["noise", "picture", "nothing"] = "noise"
+    notes: tuple[str, ...] = ()
 
 
 def plot(model: Model, request: GenerateRequest) -> Course:
@@ -47,10 +56,8 @@ def plot(model: Model, request: GenerateRequest) -> Course:
         InvalidRequest: the model or the sampler cannot do what is asked.
     """
     spec = model.spec
-    plain = spec.unet.in_channels == spec.vae.latent_channels
-    if spec.text is None or not plain or spec.unet.class_embedding != "none":
-        raise InvalidRequest("model", f"{spec.name} does not make pictures from text alone.")
-    if not (request.clip_skip or 0) < spec.text.layers:
+    check(spec, request)
+    if spec.text is not None and not (request.clip_skip or 0) < spec.text.layers:
         raise InvalidRequest(
             "clip_skip", f"{request.clip_skip}, but there are {spec.text.layers} text layers."
         )
@@ -61,12 +68,71 @@ def plot(model: Model, request: GenerateRequest) -> Course:
     options |= request.sampler_options
     if request.eta is not None:
         options["eta"] = request.eta
-    spacing = request.schedule or spacing
-    levels = grid.timesteps(model.schedule, request.steps, spacing, sampler=sampler, **steps)
+    levels, start, notes = _levels(model, request, sampler, request.schedule or spacing, steps)
+    if start == "picture" and request.strength_rule == "exact":
+        # The reference's multistep samplers stumble where a run starts inside the grid.
+        options |= {"pndm": {"restart": "exact"}, "lms": {"warmup": "exact"}}.get(sampler, {})
     # A solver is a generator: making one checks its options and computes nothing.
-    start, source = torch.zeros(1), noise.step_noise(0, (1,))
-    solvers.solve(sampler, start, model.schedule, levels, noise=source, **options).close()
-    return Course(sampler, levels, options, solvers.calls(sampler, levels, **options))
+    first, source = torch.zeros(1), noise.step_noise(0, (1,))
+    solvers.solve(sampler, first, model.schedule, levels, noise=source, **options).close()
+    calls = 0 if start == "nothing" else solvers.calls(sampler, levels, **options)
+    notes += _noise_notes(model, request)
+    return Course(sampler, levels, options, calls, Scene(model, request), start, tuple(notes))
+
+
+def _levels(
+    model: Model, request: GenerateRequest, sampler: str, spacing: str | None, steps: dict[str, Any]
+) -> tuple[grid.Grid, Literal["noise", "picture", "nothing"], list[str]]:
+    """The steps, what they start from, and notes.
+
+    Published models default to "leading" steps, whose whole-number stride leaves the top of the
+    schedule out: from pure noise that is a broken picture, above 500 steps at the latest.
+    """
+    schedule, family = model.schedule, grid.FAMILIES[sampler]
+    count, strength, rule = request.steps or 1, request.strength, request.strength_rule
+    exact = rule == "exact"
+    start: Literal["noise", "picture", "nothing"] = "picture"
+    if strength is None or (
+        strength == 1 and (exact or request.mask is not None or model.spec.family == "inpaint")
+    ):
+        start = "noise"
+    elif strength == 0 and exact:
+        start = "nothing"
+    refined = start == "picture" and exact
+    total = grid.exact_run(schedule.steps, count, strength or 1, sampler)[0] if refined else count
+    effective = spacing or schedule.spacing or grid.DEFAULT_SPACING[family]
+    notes: list[str] = []
+    if effective == "leading" and family != "lcm":
+        share = grid.coverage(schedule.steps, total, sampler)
+        short = share < (0.95 if refined else 0.75) or total == schedule.steps
+        if short and request.schedule is None:
+            spacing, steps = "trailing", {**steps, "next_step": True}
+            if not refined:
+                notes.append(
+                    f"{total} leading steps, the model's own, would leave out the noisiest "
+                    f"{1 - share:.0%} of its levels: trailing steps are used instead"
+                )
+        elif short:
+            notes.append(
+                f"{total} leading steps leave out the noisiest {1 - share:.0%} of the model's "
+                "levels: the picture may be broken; trailing steps would not be"
+            )
+    if start == "picture":
+        found = grid.strength(
+            schedule, count, strength or 0, spacing, exact=exact, sampler=sampler, **steps
+        )
+    else:
+        found = grid.timesteps(schedule, count, spacing, sampler=sampler, **steps)
+    return found, start, notes
+
+
+def _noise_notes(model: Model, request: GenerateRequest) -> list[str]:
+    level, most = request.noise_level, model.spec.max_noise_level
+    if model.spec.family != "unclip" or level is None:
+        return []
+    if level > most:
+        return [f"noise level {level} is read as {most}, the model's last"]
+    return ["noise level 0 still adds a little noise to the picture's embedding"] * (level == 0)
 
 
 def published(
@@ -144,14 +210,18 @@ def picture(
     shape = (1, spec.vae.latent_channels, height, width)
     brownian = solvers.SOLVERS[course.sampler].brownian
     source = noise.brownian_noise if brownian else noise.step_noise
+    first = noise.initial_noise(seed, shape)
+    begun = course.scene.place(seed, first, course.grid, pure=course.start == "noise")
     solver = solvers.solve(
         course.sampler,
-        noise.initial_noise(seed, shape).to(model.device, model.dtype),
+        begun.x.to(model.device, model.dtype),
         model.schedule,
-        course.grid,
+        begun.grid,
         noise=source(seed, shape),
         **course.options,
     )
+    if begun.image is not None and begun.mask is not None:
+        solver = keep(solver, begun.image, begun.mask, begun.first)
     low, high = request.guidance_interval or (0.0, float("inf"))
     if spec.unet.guidance_embedding_size:  # a distilled student is told its scale
         program = guidance.plain()
@@ -159,7 +229,7 @@ def picture(
         program = guidance.program(request.guidance_scale or 0.0, low, high)
     return Picture(
         solver,
-        branches(model, request),
+        course.scene.told(seed, branches(model, request)),
         program,
         rescale=request.guidance_rescale,
         on_step=on_step,
@@ -168,7 +238,12 @@ def picture(
 
 
 def branches(model: Model, request: GenerateRequest) -> list[Conditioning]:
-    """Unconditional and prompt, encoded by themselves: other prompts' lengths play no part."""
+    """Unconditional and prompt, encoded by themselves: other prompts' lengths play no part.
+
+    None for a model that reads no text.
+    """
+    if model.spec.text is None:
+        return []
     scale, width = request.guidance_scale or 0.0, model.spec.unet.guidance_embedding_size
     texts = [request.negative_prompt, request.prompt]
     if scale <= 1 or width:

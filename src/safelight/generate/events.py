@@ -77,5 +77,5 @@ class Clock:
         self.done += 1
         seconds = time.monotonic() - self.began
         eta = seconds / self.done * max(0, self.total - self.done)
-        share = min(1.0, self.done / self.total)
+        share = min(1.0, self.done / max(1, self.total))
         return Progress(answered.index + 1, answered.total, picture, seconds, eta, share)

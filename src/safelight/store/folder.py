@@ -69,6 +69,10 @@ _LIBRARIES = {
 }
 # steps, guidance scale of each family's card
 _CARD_DEFAULTS = {"unclip": (20, 10.0), "x4-upscaler": (75, 9.0)}
+# default and largest level of the noise on the picture that is looked at
+_NOISE_LEVELS = {"unclip": (0, 999), "x4-upscaler": (20, 350)}
+# ... and the component that says its schedule
+_NOISING = ("image_noising_scheduler", "low_res_scheduler")
 
 
 class Saves(Protocol):
@@ -165,19 +169,24 @@ def read_folder(
         file = places["scheduler"] / "scheduler_config.json"
         schedule, more = schedulers.schedule_spec(raw["scheduler"], file, pipeline_fixes=fixes)
         notes += more
+    noising = None
+    for name in _NOISING:
+        if name in raw:
+            file = places[name] / "scheduler_config.json"
+            noising, _ = schedulers.schedule_spec(raw[name], file, pipeline_fixes=True)
     tokenizer = places.get("tokenizer")
     if tokenizer is not None and not tokenizer.is_dir():
         tokenizer = None
     text = specs.get("text")
     if text is not None and tokenizer is not None:
-        specs["text"] = text.replace(**_special_ids(tokenizer))
+        specs["text"] = text.replace(**special_ids(tokenizer))
     elif text is not None:
         notes.append("no tokenizer")
     for note in notes:
         log.warning("%s: %s", path, note)
     return FolderContents(
         path=path,
-        spec=_model_spec(path, specs, schedule, own),
+        spec=_model_spec(path, specs, schedule, noising, own),
         tensors=tensors,
         tokenizer=tokenizer,
         configs=raw,
@@ -300,7 +309,7 @@ def _verify(path: Path, own: Mapping[str, Any], verify: bool | None) -> None:
             )
 
 
-def _special_ids(tokenizer: Path) -> dict[str, int]:
+def special_ids(tokenizer: Path) -> dict[str, int]:
     """Ids of start, end and padding, which the text tower's published config often has wrong."""
     if (tokenizer / "vocab.json").is_file():
         vocab = read_json(tokenizer / "vocab.json")
@@ -344,12 +353,17 @@ def family_of(unet: UNetSpec, vae: VAESpec, text: TextSpec | None) -> str:
 
 
 def _model_spec(
-    path: Path, specs: Mapping[str, Any], schedule: ScheduleSpec, own: Mapping[str, Any]
+    path: Path,
+    specs: Mapping[str, Any],
+    schedule: ScheduleSpec,
+    noising: ScheduleSpec | None,
+    own: Mapping[str, Any],
 ) -> ModelSpec:
     unet: UNetSpec = specs["unet"]
     text: TextSpec | None = specs.get("text")
     vision: VisionSpec | None = specs.get("vision")
     family = own.get("family") or family_of(unet, specs["vae"], text)
+    level, most = _NOISE_LEVELS.get(family, (None, 999))
     steps, guidance = _CARD_DEFAULTS.get(family, (50, 7.5))
     if text is not None and text.width != unet.context_width:
         raise WeightsError(
@@ -366,6 +380,9 @@ def _model_spec(
             text=text,
             vision=vision,
             schedule=schedule,
+            noising=noising,
+            noise_level=level,
+            max_noise_level=most,
             steps=own.get("steps", steps),
             guidance_scale=own.get("guidance_scale", guidance),
             words=tuple(own.get("words", ())),

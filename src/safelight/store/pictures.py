@@ -65,6 +65,15 @@ def open_picture(
     Raises:
         InvalidRequest: missing, not a picture, broken, or too large.
     """
+    image = opened(source, field=field, max_pixels=max_pixels)
+    try:
+        return _rgb(image, background)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InvalidRequest(field, f"is broken: {error}.") from error
+
+
+def opened(source: Source, *, field: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Any picture the right way up, in the mode it has. Arguments as :func:`open_picture`."""
     if isinstance(source, np.ndarray):
         image = _from_array(source, field)
     elif isinstance(source, Image.Image):
@@ -74,8 +83,7 @@ def open_picture(
     if image.width * image.height > max_pixels:
         raise _too_large(image, field, max_pixels)
     try:
-        image = ImageOps.exif_transpose(image)
-        return _rgb(image, background)
+        return ImageOps.exif_transpose(image)
     except (OSError, ValueError, SyntaxError) as error:
         raise InvalidRequest(field, f"is broken: {error}.") from error
 

@@ -61,13 +61,16 @@ def pndm(
     raw = kind == "epsilon" or (kind == "v" and v_history == "raw")
     history: list[Tensor] = []  # newest first
     start = x
+    listed = list(dict.fromkeys(grid.timesteps))
+    later = dict(zip(listed, [*listed[1:], -1.0], strict=True)) if grid.listed else {}
+    earlier = dict(zip(listed[1:], listed, strict=False)) if grid.listed else {}
     for call, t in enumerate(calls):
         sigma = schedule.sigma(t)
         pred = yield ask(x, t, sigma, call)
         pred = prediction.working(pred) if raw else read_eps(pred, x, sigma, kind)
-        source, target = t, t - grid.stride
+        source, target = t, later.get(t, t - grid.stride)
         if call == 1:  # back to the start, with the mean of two; this prediction is then forgotten
-            source, target = t + grid.stride, t
+            source, target = earlier.get(t, t + grid.stride), t
             direction = (pred + history[0]) / 2
             x = start
         else:

@@ -1,0 +1,118 @@
+"""A prior's components in a published folder: Karlo's own, or one of unCLIP with a prior in front.
+
+Karlo's pipeline calls them ``prior``, ``text_encoder``, ``tokenizer`` and ``prior_scheduler``; a
+``StableUnCLIPPipeline`` has ``prior_text_encoder`` and ``prior_tokenizer`` instead, because its own
+decoder reads text too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from safelight.errors import WeightsError
+from safelight.spec import PriorSpec, ScheduleSpec
+from safelight.store import configs
+from safelight.store.components import read_component, read_json
+from safelight.store.folder import special_ids
+from safelight.store.weights import StateDict
+
+_READ = configs.words(
+    "num_attention_heads attention_head_dim num_layers embedding_dim num_embeddings "
+    "additional_embeddings dropout"
+)
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "time_embed_act_fn": ("silu",),
+    "norm_in_type": (None,),
+    "embedding_proj_norm_type": (None,),
+    "encoder_hid_proj_type": ("linear",),
+    "added_emb_type": ("prd",),
+    "time_embed_dim": (None,),
+    "embedding_proj_dim": (None,),
+    "clip_embed_dim": (None,),
+}
+_CLIP = 5.0  # of Karlo's scheduler
+
+
+@dataclass(frozen=True)
+class PriorContents:
+    """What a folder holds of a prior; no weights have been read yet."""
+
+    spec: PriorSpec
+    net: StateDict
+    text: StateDict
+    tokenizer: Path
+
+
+def has_prior(folder: str | Path) -> bool:
+    """Whether a folder holds one."""
+    return (Path(folder) / "prior" / "config.json").is_file()
+
+
+def read_prior(folder: str | Path, variant: str | None = None) -> PriorContents:
+    """Read the prior of a folder in either layout.
+
+    Raises:
+        WeightsError: a part is missing, or is not of this family.
+    """
+    folder = Path(folder)
+    own = "prior_" if (folder / "prior_text_encoder").is_dir() else ""
+    file = folder / "prior" / "config.json"
+    config = read_json(file)
+    configs.check(config, file, _READ, _FIXED)
+    _, net, _ = read_component(folder / "prior", "prior", variant)
+    if net is None:
+        raise WeightsError(folder / "prior", "holds no weights.")
+    text_spec, text, _ = read_component(folder / f"{own}text_encoder", "text", variant)
+    tokenizer = folder / f"{own}tokenizer"
+    assert text is not None
+    text_spec = text_spec.replace(**special_ids(tokenizer))  # type: ignore[union-attr]
+    if not getattr(text_spec, "projection_width", 0):
+        raise WeightsError(
+            folder / f"{own}text_encoder", "has no projection, which a prior's text tower needs."
+        )
+    schedule, clip = _schedule(folder / "prior_scheduler" / "scheduler_config.json")
+    try:
+        spec = PriorSpec(
+            heads=config.get("num_attention_heads", 32),
+            head_width=config.get("attention_head_dim", 64),
+            layers=config.get("num_layers", 20),
+            embedding_width=config.get("embedding_dim", 768),
+            text_tokens=config.get("num_embeddings", 77),
+            extra_tokens=config.get("additional_embeddings", 4),
+            text=text_spec,  # type: ignore[arg-type]
+            schedule=schedule,
+            clip=clip,
+        )
+    except ValidationError as error:
+        raise WeightsError(file, str(error.errors()[0]["msg"])) from error
+    return PriorContents(spec, _kept(net), text, tokenizer)
+
+
+def _kept(net: StateDict) -> StateDict:
+    """Without the causal mask, which some files store."""
+    return net.renamed(lambda name: None if name == "causal_attention_mask" else name)
+
+
+def _schedule(file: Path) -> tuple[ScheduleSpec, float | None]:
+    """The prior's noise schedule. UnCLIPScheduler and DDPMScheduler say the same in other words:
+    the decoder's authors sample Karlo's prior with the second."""
+    plain = PriorSpec().schedule
+    if not file.is_file():
+        return plain, _CLIP
+    config: Mapping[str, Any] = read_json(file)
+    kind = config.get("beta_schedule", "squaredcos_cap_v2")
+    prediction = config.get("prediction_type", "sample")
+    if kind != "squaredcos_cap_v2" or prediction not in ("sample", "epsilon"):
+        raise WeightsError(file, f"beta_schedule {kind!r} with {prediction!r} is not supported.")
+    schedule = plain.replace(
+        steps=config.get("num_train_timesteps", 1000),
+        prediction_type="x0" if prediction == "sample" else "epsilon",
+        steps_offset=config.get("steps_offset", 0),
+    )
+    clip = config.get("clip_sample_range", _CLIP) if config.get("clip_sample", True) else None
+    return schedule, clip
