@@ -394,12 +394,12 @@ def test_an_error_of_one_picture_is_an_outcome(toy: Generator) -> None:
     assert isinstance(unet, ToyUNet)
 
     def fail() -> None:
-        raise RuntimeError("out of memory")
+        raise RuntimeError("out of patience")
 
     unet.before = fail
     (result,) = toy.generate(CUBE, seed=1)
     assert result.outcome == "error"
-    assert "out of memory" in result.message
+    assert "out of patience" in result.message
 
 
 # -- metadata -------------------------------------------------------------------------------------

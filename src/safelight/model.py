@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from safelight.checker import NO_CHECKER, Checker
 from safelight.diffusion.schedule import Schedule
 from safelight.errors import InvalidRequest, ModelNotFound, WeightsError
 from safelight.nets.clip import TextTower, VisionTower
 from safelight.nets.unet import UNet
 from safelight.nets.vae import VAE
 from safelight.spec import ModelSpec
+from safelight.store.checkers import read_checker
 from safelight.store.weights import load_into, read_weights, sha256
 from safelight.text.tokenizer import Tokenizer
 
@@ -91,6 +93,8 @@ class Model:
     """SHA-256 over the weights' own digests; empty for a model made in memory."""
     notes: tuple[str, ...] = ()
     """What loading found worth telling: fallbacks, unofficial copies."""
+    checker: Checker | None = None
+    """Its safety checker: pictures are looked at before anybody sees them."""
     text_cache: Cache[Tensor] = field(default_factory=Cache)
 
     def __post_init__(self) -> None:
@@ -130,6 +134,7 @@ class Model:
         dtype: str | torch.dtype | None = None,
         variant: str | None = None,
         local_only: bool | None = None,
+        safety_checker: str | Path | None = None,
     ) -> Model:
         """Load a model by shipped name, folder, file or hub id.
 
@@ -139,10 +144,34 @@ class Model:
                 on CUDA for full-size models, float32 for the tiny family.
             variant: ``fp16``, ``non_ema``: which of a folder's files to prefer.
             local_only: never ask the network; default: only when HF_HUB_OFFLINE says so.
+            safety_checker: a folder or a hub id, in place of the model's own or where it has
+                none.
 
         Raises:
             ModelNotFound, WeightsError, InvalidRequest: with what to do about it.
         """
+        if safety_checker is not None:
+            checker = Checker.load(safety_checker, local_only=local_only)
+        else:
+            checker = None
+        model = cls._loaded(name, device, dtype, variant, local_only, own_checker=checker is None)
+        if checker is not None:
+            model.checker = checker.to(model.device, model.dtype)
+        found = (NO_CHECKER,) if model.checker is None else model.checker.notes
+        model.notes = (*model.notes, *found)
+        return model
+
+    @classmethod
+    def _loaded(
+        cls,
+        name: str | Path,
+        device: str | torch.device | None,
+        dtype: str | torch.dtype | None,
+        variant: str | None,
+        local_only: bool | None,
+        *,
+        own_checker: bool,
+    ) -> Model:
         place = pick_device(device)
         pick_dtype(dtype, place, tiny=True)  # a wrong one must fail before anything is read
         family = FAMILY / ALIASES.get(str(name), str(name)) / "model.json"
@@ -162,7 +191,10 @@ class Model:
             from safelight.store.single_file import read_single_file
 
             contents = read_single_file(path)
-        return _assemble(cls, contents, path, place, pick_dtype(dtype, place, tiny=False), notes)
+        model = _assemble(cls, contents, path, place, pick_dtype(dtype, place, tiny=False), notes)
+        if own_checker and "safety_checker" in contents.tensors:
+            model.checker = Checker.from_contents(read_checker(path, variant), place, model.dtype)
+        return model
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
