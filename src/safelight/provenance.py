@@ -24,6 +24,7 @@ from safelight import __version__, names
 from safelight.errors import InvalidRequest
 from safelight.request import GenerateRequest, ImageResult, canonical_json
 from safelight.store import pictures
+from safelight.verdict import Moderated, Verdict
 
 if TYPE_CHECKING:
     from safelight.model import Model
@@ -84,6 +85,9 @@ def metadata(
     message: str = "",
     notices: tuple[str, ...] = (),
     batch: tuple[int, int, bool] = (0, 1, True),
+    cheaper: tuple[str, ...] = (),
+    safety: Verdict | None = None,
+    moderation: tuple[Moderated, ...] = (),
 ) -> dict[str, Any]:
     """The JSON that a picture carries. Equal pictures have equal metadata: no clock, no names of
     people or folders.
@@ -92,9 +96,16 @@ def metadata(
         request: this picture's own, resolved.
         batch: (index, size, alike): its place in the micro-batch, and whether that was one
             request's consecutive seeds and nothing else, so that it can be made again.
+        cheaper: what was done with less after memory had run out; part of the plan.
+        safety: the safety checker's verdict; None where the model has none.
+        moderation: what a moderation service said.
     """
     index, size, alike = batch
     made_on = plan(model, size if alike or size == 1 else "mixed")
+    if cheaper:
+        made_on["cheaper"] = list(cheaper)
+    if model.checker is not None:
+        made_on["checker"] = model.checker.digest
     return {
         "schema": SCHEMA,
         "kind": KIND,
@@ -113,6 +124,8 @@ def metadata(
         "outcome": str(outcome),
         "message": message,
         "notices": list(notices),
+        "safety": None if safety is None else safety.model_dump(mode="json"),
+        "moderation": [said.model_dump(mode="json") for said in moderation],
     }
 
 
@@ -390,9 +403,10 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     found = []
     for part in ("plan", "model"):
         was, now = old.get(part, {}), new.get(part, {})
-        for key in sorted(set(was) & set(now) - {"batch", "source"}):
-            if was[key] != now[key]:
-                found.append(f"{part} {key}: {_brief(was[key])}, now {_brief(now[key])}")
+        optional = {"checker", "cheaper"} & (set(was) | set(now)) if was and now else set()
+        for key in sorted((set(was) & set(now) - {"batch", "source"}) | optional):
+            if was.get(key) != now.get(key):
+                found.append(f"{part} {key}: {_brief(was.get(key))}, now {_brief(now.get(key))}")
     return found
 
 
