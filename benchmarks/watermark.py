@@ -7,7 +7,7 @@ Each library writes 32 fixed bits into pictures of ``tiny`` at 128, 256 and 512 
 picture is saved as JPEG of quality 80, resized to 75 % (bicubic), or both, and read. It counts as
 found where at least 25 bits are right, which by chance happens once in a thousand (binomial). The
 same reading of pictures that were never marked gives the false positives. None of the libraries is
-a dependency: they are measured, not shipped (docs/responsible-use.md).
+a dependency: they are measured, not shipped (docs/provenance.md).
 
 To pass, a library must find at least 95 % of the marks after each change at every size, with at
 most 1 % false positives.
@@ -19,6 +19,7 @@ import argparse
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -50,24 +51,24 @@ class Method:
 def methods() -> Iterator[Method]:
     """The libraries that are installed."""
     try:
-        from imwatermark import WatermarkDecoder, WatermarkEncoder
+        imwatermark = import_module("imwatermark")
     except ImportError as error:
         print(f"invisible-watermark: {error}")
     else:
         for kind in ("dwtDct", "dwtDctSvd"):
 
             def write(pixels: Array, bits: Array, kind: str = kind) -> Array:
-                encoder = WatermarkEncoder()
+                encoder = imwatermark.WatermarkEncoder()
                 encoder.set_watermark("bits", bits.tolist())
                 return encoder.encode(pixels[:, :, ::-1].copy(), kind)[:, :, ::-1]
 
             def read(pixels: Array, size: tuple[int, int], kind: str = kind) -> Array:
-                decoder = WatermarkDecoder("bits", BITS)
+                decoder = imwatermark.WatermarkDecoder("bits", BITS)
                 return np.asarray(decoder.decode(pixels[:, :, ::-1].copy(), kind), dtype=bool)
 
             yield Method(f"invisible-watermark {kind}", write, read)
     try:
-        from blind_watermark import WaterMark
+        WaterMark = import_module("blind_watermark").WaterMark
     except ImportError as error:
         print(f"blind-watermark: {error}")
     else:

@@ -13,13 +13,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from safelight import cards
 from safelight.diffusion.schedule import Schedule
 from safelight.errors import InvalidRequest, ModelNotFound, WeightsError
 from safelight.nets.clip import TextTower, VisionTower
@@ -117,6 +118,12 @@ class Model:
         return prepare(self)
 
     @property
+    def card(self) -> cards.Card | None:
+        """Card and licence of the published model that these weights are, or come from; None for
+        shipped ones and for shapes of one's own."""
+        return None if self.source.startswith("shipped:") else cards.find(self.spec)
+
+    @property
     def kernels(self) -> tuple[str, ...]:
         """Names of the layouts and fusions in use, for a picture's metadata."""
         return self.runtime.plan.kernels
@@ -162,7 +169,16 @@ class Model:
             from safelight.store.single_file import read_single_file
 
             contents = read_single_file(path)
-        return _assemble(cls, contents, path, place, pick_dtype(dtype, place, tiny=False), notes)
+        model = _assemble(cls, contents, path, place, pick_dtype(dtype, place, tiny=False), notes)
+        if model.card is not None:
+            _tell_licence(model.card.notice)
+        return model
+
+
+@cache
+def _tell_licence(notice: str) -> None:
+    """Once a process."""
+    logging.getLogger("safelight.licence").warning(notice)
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:

@@ -1,5 +1,6 @@
 """An authority and a signer of our own, for tests of C2PA."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import datetime

@@ -1,5 +1,6 @@
 """C2PA with one's own key. A manifest of ours is read by the C2PA library."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import io

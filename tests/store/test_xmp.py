@@ -80,7 +80,7 @@ def packet_in(data: bytes, format: str) -> bytes:
 def test_every_file_is_marked_where_the_standard_says(format, texts):
     dom = minidom.parseString(packet_in(file(format, *texts), format))
     (element,) = dom.getElementsByTagNameNS(IPTC, "DigitalSourceType")
-    assert element.firstChild.data == TRAINED
+    assert TRAINED in element.toxml()
 
 
 @pytest.mark.parametrize("format", FORMATS)

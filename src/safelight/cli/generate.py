@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from enum import StrEnum
@@ -174,6 +175,7 @@ def command(
 
     say = show.words()
     say.quiet = quiet or as_json
+    logging.getLogger("safelight.licence").disabled = say.quiet
     began = time.monotonic()
     with say.status(f"loading {model} …"):
         from safelight.generate import load

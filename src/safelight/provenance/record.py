@@ -179,7 +179,7 @@ def encode(
     told = bool(metadata and result.metadata)
     text = parameters_text(result.metadata) if told else ""
     record = canonical_json(result.metadata) if told else ""
-    options = {} if quality is None else {"quality": quality}
+    options: dict[str, Any] = {} if quality is None else {"quality": quality}
     data = pictures.encode(result.image, format, text, record, **options)
     return data if signer is None else signer.sign(data, format)
 

@@ -6,6 +6,8 @@ settings and XMP mark included. Nothing here asks the network: no time stamps, n
 no OCSP.
 """
 
+# pyright: reportMissingImports=false
+# (of the extra, which need not be installed where types are checked)
 from __future__ import annotations
 
 import io
@@ -13,14 +15,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safelight import __version__
 from safelight.errors import InvalidRequest, MissingExtra, SafelightError
 from safelight.store import xmp
-
-if TYPE_CHECKING:
-    pass
 
 MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 

@@ -115,7 +115,7 @@ def verify(picture: str | Path, *, authorities: bytes = b"") -> Report:
                 "watermark",
                 None,
                 "not looked for: this version writes and reads no invisible watermark.",
-                not_proven="docs/responsible-use.md has the measurements behind that.",
+                not_proven="docs/provenance.md has the measurements behind that.",
             ),
         ),
     )
