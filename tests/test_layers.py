@@ -16,7 +16,9 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "safelight"
 
 # A unit is a file or a folder of src/safelight; "" is safelight/__init__.py.
-RECORDS = {"errors", "spec", "presets", "request", "inputs", "names", "verdict", "family"}
+RECORDS = {
+    *("errors", "spec", "presets", "request", "inputs", "names", "verdict", "family", "cards"),
+}
 COLUMNS = {"diffusion", "nets", "store", "text"}
 ASSEMBLY = {"model", "checker", "parts", "conditioning", "runtime", "engine"}
 RIVERS = {"generate", "batch", "safety", "provenance", "data", "train", "evaluate"}

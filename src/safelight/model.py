@@ -13,13 +13,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from safelight import cards
 from safelight.checker import NO_CHECKER, Checker
 from safelight.conditioning.prior import PriorModel
 from safelight.diffusion.schedule import Schedule
@@ -131,6 +132,12 @@ class Model:
         return prepare(self)
 
     @property
+    def card(self) -> cards.Card | None:
+        """Card and licence of the published model that these weights are, or come from; None for
+        shipped ones and for shapes of one's own."""
+        return None if self.source.startswith("shipped:") else cards.find(self.spec)
+
+    @property
     def kernels(self) -> tuple[str, ...]:
         """Names of the layouts and fusions in use, for a picture's metadata."""
         return self.runtime.plan.kernels
@@ -216,7 +223,15 @@ class Model:
         model = _assemble(cls, contents, path, place, made, notes, prior=ahead)
         if own_checker and "safety_checker" in contents.tensors:
             model.checker = Checker.from_contents(read_checker(path, variant), place, model.dtype)
+        if model.card is not None:
+            _tell_licence(model.card.notice)
         return model
+
+
+@cache
+def _tell_licence(notice: str) -> None:
+    """Once a process."""
+    logging.getLogger("safelight.licence").warning(notice)
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
