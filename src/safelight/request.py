@@ -13,8 +13,9 @@ import hashlib
 import json
 import math
 import operator
+import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
@@ -34,6 +35,9 @@ SCHEMA = 1
 MAX_SEED = 2**63 - 1
 MAX_SIDE = 8192
 MAX_PROMPT = 20_000
+MAX_ADAPTERS = 32
+LATER = ("loras", "embeddings")
+"""Fields that :meth:`GenerateRequest.canonical` leaves out where they are empty."""
 _ETA = ("ddim", "euler-a")
 
 ALIASES: dict[str, str] = {
@@ -58,6 +62,8 @@ ALIASES: dict[str, str] = {
     "dialect": "weighting",
     "prompt_weighting": "weighting",
     "preview_interval": "preview_every",
+    "lora": "loras",
+    "textual_inversions": "embeddings",
 }
 """What other programs call a field. A1111's ``batch_size`` and ``n_iter`` together multiply."""
 
@@ -113,6 +119,34 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def _pairs(value: Any, default: float | str) -> Any:
+    """Names alone, pairs, or a mapping, as a tuple of pairs; ``default`` where one is missing."""
+    if value is None:
+        return ()
+    if isinstance(value, Mapping):
+        value = tuple(value.items())
+    if isinstance(value, str | os.PathLike):
+        value = (value,)
+    if not isinstance(value, Sequence) or isinstance(value, bytes):
+        return _refuse_type(value, "a list of names, or of (name, value)")
+    if len(value) > MAX_ADAPTERS:
+        raise ValueError(f"has {len(value)} entries; at most {MAX_ADAPTERS} are taken.")
+    pairs = []
+    for entry in value:
+        name, other = (entry, default) if isinstance(entry, str | os.PathLike) else _two(entry)
+        name = _text(os.fspath(name) if isinstance(name, os.PathLike) else name)
+        if not name.strip():
+            raise ValueError("has an empty name.")
+        pairs.append((name, other))
+    return tuple(pairs)
+
+
+def _two(entry: Any) -> tuple[Any, Any]:
+    if isinstance(entry, list | tuple) and len(entry) == 2:
+        return entry[0], entry[1]
+    return _refuse_type(entry, "a name, or a pair (name, value)")
+
+
 Whole = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Text = Annotated[str, BeforeValidator(_text), Field(max_length=MAX_PROMPT)]
@@ -154,6 +188,11 @@ class GenerateRequest(Record):
     """Text layers left out at the end, as diffusers counts (A1111 counts one more)."""
     weighting: Literal["none", "a1111", "compel"] = "none"
     """Dialect of word weights in the prompts."""
+    loras: tuple[tuple[str, Annotated[Number, Field(ge=-100, le=100)]], ...] = ()
+    """Adapters and how strongly each acts: (file, or name in the folder of them, scale). A name
+    alone counts as 1."""
+    embeddings: tuple[tuple[str, str], ...] = ()
+    """Textual inversions: (file or name, the word that prompts use it by; empty: its own)."""
     deterministic: Flag = False
     """One picture a network call, so that pictures are equal bit by bit in any company."""
     preview_every: Annotated[Whole, Field(ge=0, le=1000)] = 0
@@ -188,6 +227,16 @@ class GenerateRequest(Record):
         if math.isfinite(low) and math.isfinite(high) and low >= high:
             raise ValueError(f"must rise: {low:g} is not below {high:g}.")
         return (low, high)
+
+    @field_validator("loras", mode="before")
+    @classmethod
+    def _scaled(cls, value: Any) -> Any:
+        return _pairs(value, 1.0)
+
+    @field_validator("embeddings", mode="before")
+    @classmethod
+    def _worded(cls, value: Any) -> Any:
+        return _pairs(value, "")
 
     @model_validator(mode="before")
     @classmethod
@@ -284,8 +333,14 @@ class GenerateRequest(Record):
         return self.replace(seed=(self.seed + index) % (MAX_SEED + 1), count=1)
 
     def canonical(self) -> str:
-        """JSON that is equal for equal requests: every field, sorted, with the schema's number."""
-        return canonical_json({"schema": SCHEMA, **self.model_dump(mode="json")})
+        """JSON that is equal for equal requests: every field, sorted, with the schema's number.
+
+        Fields that came later (:data:`LATER`) are left out where they are empty, so that digests
+        of older pictures' requests stay.
+        """
+        fields = self.model_dump(mode="json")
+        fields = {k: v for k, v in fields.items() if k not in LATER or v}
+        return canonical_json({"schema": SCHEMA, **fields})
 
     @property
     def digest(self) -> str:

@@ -7,6 +7,7 @@ size hangs on the pictures' size alone.
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import queue
 import threading
@@ -20,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from safelight import provenance
+from safelight.adapters import Adaptation, Adapters
 from safelight.engine import Engine, NonFinite, Picture
 from safelight.engine import Progress as Answered
 from safelight.errors import Cancelled, InvalidRequest
@@ -28,12 +30,14 @@ from safelight.generate.events import Cancel, Clock, Event, Preview
 from safelight.model import Model
 from safelight.nets.vae import to_uint8
 from safelight.request import MAX_SEED, GenerateRequest, ImageResult, Outcome
+from safelight.store.registry import Registry
 
 log = logging.getLogger(__name__)
 
 _POLL = 0.02  # seconds between looks at the cancel token while nothing happens
 _NAN_FIX = "Try dtype float32, or a lower guidance scale."
 
+Folders = str | Path | Sequence[str | Path] | Registry | None
 Answers = queue.SimpleQueue[tuple["_Job", Answered]]
 
 
@@ -47,6 +51,7 @@ class _Job:
     request: GenerateRequest
     course: Course
     notices: tuple[str, ...]
+    adaptation: Adaptation
     picture: Picture | None = None
 
 
@@ -62,14 +67,31 @@ def load(
     name: str | Path = "tiny",
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    *,
+    lora_dir: Folders = None,
+    embedding_dir: Folders = None,
     **options: Any,
 ) -> Generator:
     """Load a model by shipped name, folder, file or hub id.
 
     Args:
+        lora_dir, embedding_dir: as for :class:`Generator`.
         options: those of :meth:`safelight.model.Model.load`.
     """
-    return Generator(Model.load(name, device=device, dtype=dtype, **options))
+    loras, embeddings = registries(lora_dir, embedding_dir)
+    model = Model.load(name, device=device, dtype=dtype, **options)
+    return Generator(model, lora_dir=loras, embedding_dir=embeddings)
+
+
+def registries(lora_dir: Folders = None, embedding_dir: Folders = None) -> tuple[Registry, ...]:
+    """Where names of LoRAs and of textual inversions are looked up."""
+    return tuple(
+        given if isinstance(given, Registry) else Registry(given, kind=kind, option=option)
+        for given, kind, option in (
+            (lora_dir, "LoRA", "--lora-dir"),
+            (embedding_dir, "embedding", "--embedding-dir"),
+        )
+    )
 
 
 class Generator:
@@ -77,11 +99,21 @@ class Generator:
 
     Args:
         micro_batch: most pictures that share a network call; None chooses by their size.
+        lora_dir: folders whose files requests may name in ``loras``, or a registry of them.
+        embedding_dir: the same for ``embeddings``.
     """
 
-    def __init__(self, model: Model, *, micro_batch: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        micro_batch: int | None = None,
+        lora_dir: Folders = None,
+        embedding_dir: Folders = None,
+    ) -> None:
         self.model = model
         self.engine = Engine(model)
+        self.adapters = Adapters(model, *registries(lora_dir, embedding_dir))
         self._micro_batch = micro_batch
         self._lock = threading.Lock()
         self._groups: list[_Group] = []
@@ -133,9 +165,12 @@ class Generator:
         requests = self.requests(prompt, request=request, seed=seed, **arguments)
         jobs: list[_Job] = []
         for call, each in enumerate(requests):
-            course, told = plot(self.model, each), notices(self.model, each)
+            adaptation = self.adapters.plan(each)
+            course = plot(self.model, each)
+            told = (*notices(self.adapters.reader(adaptation), each), *adaptation.notes)
             jobs += [
-                _Job(len(jobs) + k, call, each.picture(k), course, told) for k in range(each.count)
+                _Job(len(jobs) + k, call, each.picture(k), course, told, adaptation)
+                for k in range(each.count)
             ]
         return self._stream(jobs, cancel or Cancel())
 
@@ -184,8 +219,11 @@ class Generator:
     def _stream(self, jobs: list[_Job], cancel: Cancel) -> Iterator[Event]:
         clock = Clock(sum(job.course.calls for job in jobs))
         size = self._micro_batch or _micro_batch(self.model, [job.request for job in jobs])
-        for start in range(0, len(jobs), size):
-            yield from self._run(_Group(jobs[start : start + size]), clock, cancel)
+        # One adapted model at a time, however many a call's requests ask for.
+        for _, group in itertools.groupby(jobs, lambda job: job.adaptation.key):
+            alike = list(group)
+            for start in range(0, len(alike), size):
+                yield from self._run(_Group(alike[start : start + size]), clock, cancel)
 
     def _run(self, group: _Group, clock: Clock, cancel: Cancel) -> Iterator[Event]:
         """One micro-batch, from noise to results."""
@@ -250,9 +288,12 @@ class Generator:
             yield result
 
     def _picture(self, job: _Job, answers: Answers) -> Picture:
-        return picture(
-            self.model, job.request, job.course, lambda answered: answers.put((job, answered))
+        model = self.adapters.model(job.adaptation)
+        made = picture(
+            model, job.request, job.course, lambda answered: answers.put((job, answered))
         )
+        made.model = model
+        return made
 
     def _preview(self, job: _Job, answered: Answered) -> Image.Image | None:
         every, step = job.request.preview_every, answered.index + 1
@@ -310,13 +351,15 @@ class Generator:
     ) -> ImageResult:
         record = provenance.metadata(
             self.model,
-            job.request,
+            self.adapters.public(job.request),
             image,
             outcome=outcome,
             message=message,
             notices=job.notices,
             batch=_place(job, group),
         )
+        if job.adaptation.record:
+            record["adapters"] = job.adaptation.record
         return ImageResult(
             image=image,
             seed=job.request.seed or 0,

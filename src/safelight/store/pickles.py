@@ -168,6 +168,17 @@ class _Plain(dict):
         pass
 
 
+class _Parameters(dict):
+    """``torch.nn.ParameterDict``, as the first textual inversions were saved: its tensors only."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        inner = state.get("_parameters") if isinstance(state, dict) else None
+        if isinstance(inner, dict):
+            self.update(inner)
+
+
 class _Unpickler(pickle.Unpickler):
     """Builds :class:`_TensorRef` and plain containers; refuses every other name."""
 
@@ -184,6 +195,8 @@ class _Unpickler(pickle.Unpickler):
             return _STORAGES[global_name]
         if module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype):
             return getattr(torch, global_name)
+        if name == "torch.nn.modules.container.ParameterDict":
+            return _Parameters
         if _INERT.match(module_name):
             return _inert(global_name)
         raise _Refused(f"asks for {name}")
@@ -229,19 +242,7 @@ def read_pickle(path: Path) -> StateDict:
         WeightsError: it is broken, holds no tensors, or asks for anything else than tensors;
             in that case nothing of it has been run.
     """
-    try:
-        tree = _read_zip(path) if zipfile.is_zipfile(path) else _read_stream(path)
-    except _Refused as error:
-        raise WeightsError(
-            path,
-            f"is a pickle that {error}, which is not a tensor; nothing was run.",
-            "Use a safetensors file of the model.",
-        ) from error
-    except WeightsError:
-        raise
-    except Exception as error:  # a broken pickle raises nearly anything
-        raise WeightsError(path, f"is not a readable checkpoint: {error!r}.") from error
-
+    tree = _read(path)
     extra: dict[str, Any] = {}
     for _ in range(_MAX_NESTING):
         if not isinstance(tree, dict):
@@ -253,13 +254,61 @@ def read_pickle(path: Path) -> StateDict:
             break
         tree = tree["state_dict"]
     entries = {
-        key: Entry(ref.size, ref.storage.dtype, path, ref.read)
+        key: _entry(ref, path)
         for key, ref in (tree.items() if isinstance(tree, dict) else ())
         if isinstance(ref, _TensorRef) and isinstance(key, str)
     }
     if not entries:
         raise WeightsError(path, "holds no named tensors.")
     return StateDict(entries, path, extra)
+
+
+def read_tree(path: Path) -> Any:
+    """What was pickled, as it was nested: dictionaries, numbers, strings, unread tensors.
+
+    Other objects become None.
+
+    Raises:
+        WeightsError: as :func:`read_pickle`.
+    """
+
+    seen: dict[int, Any] = {}  # a dictionary may be in many places, or in itself
+
+    def plain(value: Any, depth: int) -> Any:
+        if isinstance(value, _TensorRef):
+            return _entry(value, path)
+        if isinstance(value, dict) and depth < _MAX_NESTING:
+            if id(value) not in seen:
+                out = seen[id(value)] = {}
+                out |= {k: plain(v, depth + 1) for k, v in value.items() if isinstance(k, str)}
+            return seen[id(value)]
+        return value if isinstance(value, int | float | str | bool) else None
+
+    return plain(_read(path), 0)
+
+
+def _entry(ref: _TensorRef, path: Path) -> Entry:
+    return Entry(ref.size, ref.storage.dtype, path, ref.read)
+
+
+def _read(path: Path) -> Any:
+    """The tree of containers and tensor descriptions.
+
+    Raises:
+        WeightsError: as :func:`read_pickle`.
+    """
+    try:
+        return _read_zip(path) if zipfile.is_zipfile(path) else _read_stream(path)
+    except _Refused as error:
+        raise WeightsError(
+            path,
+            f"is a pickle that {error}, which is not a tensor; nothing was run.",
+            "Use a safetensors file of the model.",
+        ) from error
+    except WeightsError:
+        raise
+    except Exception as error:  # a broken pickle raises nearly anything
+        raise WeightsError(path, f"is not a readable checkpoint: {error!r}.") from error
 
 
 def _read_zip(path: Path) -> Any:

@@ -7,6 +7,7 @@ one that the published ``CLIPTokenizer`` folders run today, without ``ftfy``.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections import Counter, defaultdict
@@ -91,6 +92,7 @@ class Tokenizer:
             backend.add_special_tokens([AddedToken(pad, normalized=False)])
         backend.add_tokens([AddedToken(t, normalized=False) for t in self.added])
         self._backend = backend
+        self._rows: dict[int, list[int]] = {}
         self.vocab_size = max(backend.get_vocab().values()) + 1
 
     @classmethod
@@ -165,11 +167,26 @@ class Tokenizer:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise WeightsError(folder, f"is not a CLIP tokenizer: {error!r}.") from error
 
+    def with_words(self, rows: Mapping[str, Sequence[int]]) -> Tokenizer:
+        """A second tokenizer that knows new words too (textual inversion).
+
+        Args:
+            rows: by word, the rows of the text tower's table that stand for it, in order. A word
+                is found anywhere in a prompt, in any case, as transformers finds added tokens.
+        """
+        twin = copy.copy(self)
+        twin._backend = Backend.from_str(self._backend.to_str())
+        twin._backend.add_tokens([AddedToken(word, normalized=True) for word in rows])
+        found = {word: twin._backend.token_to_id(word) for word in rows}
+        twin._rows = {**self._rows, **{found[word]: [*rows[word]] for word in rows}}
+        return twin
+
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, without start, end and padding, of any length."""
         # A lone surrogate is not text; the backend would raise on it.
         clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return self._backend.encode(clean, add_special_tokens=False).ids
+        ids = self._backend.encode(clean, add_special_tokens=False).ids
+        return [row for i in ids for row in self._rows.get(i, (i,))] if self._rows else ids
 
     def count(self, text: str) -> int:
         """How many ids ``text`` has; a window holds ``context_length - 2``."""
