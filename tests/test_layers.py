@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "safelight"
 # A unit is a file or a folder of src/safelight; "" is safelight/__init__.py.
 RECORDS = {"errors", "spec", "presets", "request", "names", "family"}
 COLUMNS = {"diffusion", "nets", "store", "text"}
-ASSEMBLY = {"model", "adapters", "parts", "conditioning", "runtime", "engine"}
+ASSEMBLY = {"model", "adapters", "convert", "parts", "conditioning", "runtime", "engine"}
 RIVERS = {"generate", "batch", "safety", "provenance", "data", "train", "evaluate"}
 DOORS = {"serve", "ui", "compat", "cli", "__main__"}
 HOUSE = RECORDS | COLUMNS | ASSEMBLY | RIVERS

@@ -130,6 +130,7 @@ class Model:
         dtype: str | torch.dtype | None = None,
         variant: str | None = None,
         local_only: bool | None = None,
+        **original: Any,
     ) -> Model:
         """Load a model by shipped name, folder, file or hub id.
 
@@ -139,14 +140,19 @@ class Model:
                 on CUDA for full-size models, float32 for the tiny family.
             variant: ``fp16``, ``non_ema``: which of a folder's files to prefer.
             local_only: never ask the network; default: only when HF_HUB_OFFLINE says so.
+            original: how to read an original single file: ``ema``, ``prediction_type``,
+                ``family``, ``layers``, ``tokenizer``, ``clip_stats`` of
+                :func:`safelight.store.single_file.read_single_file`.
 
         Raises:
             ModelNotFound, WeightsError, InvalidRequest: with what to do about it.
         """
+        original = _original(original)
         place = pick_device(device)
         pick_dtype(dtype, place, tiny=True)  # a wrong one must fail before anything is read
         family = FAMILY / ALIASES.get(str(name), str(name)) / "model.json"
         if family.is_file():
+            _only_for_single_files(name, original)
             return _load_family(cls, family, place, pick_dtype(dtype, place, tiny=True))
         from safelight.store.folder import read_folder
 
@@ -157,11 +163,12 @@ class Model:
             found = resolve(name, variant=variant, local_only=local_only)
             path, notes = Path(found.path), found.notes
         if path.is_dir():
+            _only_for_single_files(name, original)
             contents = read_folder(path, variant=variant)
         else:
             from safelight.store.single_file import read_single_file
 
-            contents = read_single_file(path)
+            contents = read_single_file(path, **original)
         return _assemble(cls, contents, path, place, pick_dtype(dtype, place, tiny=False), notes)
 
 
@@ -241,12 +248,9 @@ def _assemble(
             net = build()
         load_into(net, contents.tensors[part], dtype=dtype)
         nets[part] = net
-    tokenizer = None
-    if contents.tokenizer is not None:
-        tokenizer = Tokenizer.from_folder(contents.tokenizer)
     return cls(
         spec=spec,
-        tokenizer=tokenizer,
+        tokenizer=read_tokenizer(contents, path),
         device=device,
         dtype=dtype,
         source=str(path),
@@ -254,6 +258,47 @@ def _assemble(
         notes=(*notes, *contents.notes),
         **nets,  # type: ignore[arg-type]
     )
+
+
+def read_tokenizer(contents: Any, path: Path) -> Tokenizer | None:
+    """A folder's own tokenizer; for a single file, one with its text tower's numbers."""
+    place, text = contents.tokenizer, contents.spec.text
+    if path.is_dir() or text is None:
+        return None if place is None else Tokenizer.from_folder(place)
+    if place is None:
+        from safelight.store.single_file import no_tokenizer
+
+        raise no_tokenizer(path)
+    # Both families read the same words and differ in what they pad with.
+    read = Tokenizer.from_folder if place.is_dir() else Tokenizer.from_bpe
+    tokenizer = read(place, pad_id=text.pad_id)
+    if tokenizer.vocab_size > text.vocab_size or tokenizer.eos_id != text.eos_id:
+        raise InvalidRequest(
+            "tokenizer",
+            f"{place} has {tokenizer.vocab_size} tokens, but {path.name} reads {text.vocab_size}.",
+            "Give --tokenizer FOLDER, the model's own.",
+        )
+    return tokenizer
+
+
+_ORIGINAL = ("ema", "prediction_type", "family", "layers", "tokenizer", "clip_stats")
+
+
+def _original(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that were given.
+
+    Raises:
+        InvalidRequest: one is unknown.
+    """
+    for name in options:
+        if name not in _ORIGINAL:
+            raise InvalidRequest(name, "is not an argument.", f"Known: {', '.join(_ORIGINAL)}.")
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _only_for_single_files(name: object, original: dict[str, Any]) -> None:
+    for option in original:
+        raise InvalidRequest(option, f"is for original single files, and {name} is none.")
 
 
 def _builders(spec: ModelSpec) -> dict[str, Any]:

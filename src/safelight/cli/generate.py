@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from safelight import names
-from safelight.cli import adapters, naming, show
+from safelight.cli import adapters, naming, original, show
 from safelight.errors import Cancelled, InvalidRequest, SafelightError
 from safelight.request import GenerateRequest, ImageResult, Outcome
 
@@ -108,6 +108,12 @@ def command(
         list[Path] | None,
         typer.Option("--embedding-dir", help="A folder whose files --embedding may name."),
     ] = None,
+    ema: original.Ema = None,
+    prediction_type: original.Prediction = None,
+    family: original.Family = None,
+    layers: original.Layers = None,
+    tokenizer: original.TokenizerPlace = None,
+    clip_stats: original.ClipStats = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A file or a folder. [default: outputs]")
     ] = None,
@@ -185,7 +191,8 @@ def command(
         if deterministic:
             _steady()
         number = None if dtype is None else dtype.value
-        generator = load(model, device=device, dtype=number, **folders)
+        how = original.given(ema, prediction_type, family, layers, tokenizer, clip_stats)
+        generator = load(model, device=device, dtype=number, **folders, **how)
         (request,) = generator.requests(request=request)
     for note in generator.model.notes:
         say.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)

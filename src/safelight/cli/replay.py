@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safelight.cli import adapters, naming, show
+from safelight.cli import adapters, naming, original, show
 from safelight.cli.generate import Dtype
 from safelight.errors import InvalidRequest, SafelightError
 
@@ -36,6 +36,12 @@ def command(
     embedding_dir: Annotated[
         list[Path] | None, typer.Option("--embedding-dir", help="The same, textual inversions.")
     ] = None,
+    ema: original.Ema = None,
+    prediction_type: original.Prediction = None,
+    family: original.Family = None,
+    layers: original.Layers = None,
+    tokenizer: original.TokenizerPlace = None,
+    clip_stats: original.ClipStats = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Make a picture again from what it says, and report the difference.
@@ -57,7 +63,8 @@ def command(
 
         where, how = _machine(found, device, None if dtype is None else dtype.value)
         known = adapters.folders(lora_dir, embedding_dir, found.request)
-        replayed = load(name, device=where, dtype=how, **known).replay(picture)
+        how_read = original.given(ema, prediction_type, family, layers, tokenizer, clip_stats)
+        replayed = load(name, device=where, dtype=how, **known, **how_read).replay(picture)
     if output is not None and replayed.result.image is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         provenance.save(replayed.result, output)

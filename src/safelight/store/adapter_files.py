@@ -66,11 +66,24 @@ def read_embedding_file(path: str | Path, token: str | None = None) -> dict[str,
     return {word: _rows(path, word, entry) for word, entry in found.items()}
 
 
+def is_pickle(path: Path) -> bool:
+    """Whether a file is torch's archive or a bare pickle, by its content.
+
+    Raises:
+        WeightsError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+    except OSError as error:
+        raise WeightsError(path, f"cannot be read: {error.strerror or error}.") from error
+    named = path.suffix in (".safetensors", ".sft")
+    return not named and (start == b"PK" or start[:1] == b"\x80")
+
+
 def _vectors(path: Path) -> dict[str, Entry]:
     """By word; an empty one where the file says none."""
-    with path.open("rb") as file:
-        start = file.read(2)
-    if path.suffix not in (".safetensors", ".sft") and (start == b"PK" or start[:1] == b"\x80"):
+    if is_pickle(path):
         from safelight.store.pickles import read_tree
 
         tree = read_tree(path)
@@ -78,9 +91,10 @@ def _vectors(path: Path) -> dict[str, Entry]:
         tree = dict(read_weights(path).entries)
     if isinstance(tree, Entry):
         return {"": tree}
-    if isinstance(tree, Mapping) and isinstance(tree.get("string_to_param"), Mapping):
+    params: Any = tree.get("string_to_param") if isinstance(tree, Mapping) else None
+    if isinstance(params, Mapping) and isinstance(tree, Mapping):
         name = tree.get("name")
-        inner = [e for e in tree["string_to_param"].values() if isinstance(e, Entry)]
+        inner = [e for e in params.values() if isinstance(e, Entry)]
         if len(inner) == 1:
             return {name if isinstance(name, str) and name.strip() else path.stem: inner[0]}
     if isinstance(tree, Mapping):

@@ -264,7 +264,8 @@ def read_pickle(path: Path) -> StateDict:
 
 
 def read_tree(path: Path) -> Any:
-    """What was pickled, as it was nested: dictionaries, numbers, strings, unread tensors.
+    """What was pickled, as it was nested: dictionaries, an outermost tuple, numbers, strings,
+    unread tensors.
 
     Other objects become None.
 
@@ -282,6 +283,8 @@ def read_tree(path: Path) -> Any:
                 out = seen[id(value)] = {}
                 out |= {k: plain(v, depth + 1) for k, v in value.items() if isinstance(k, str)}
             return seen[id(value)]
+        if isinstance(value, list | tuple) and depth == 0:
+            return tuple(plain(v, 1) for v in value)
         return value if isinstance(value, int | float | str | bool) else None
 
     return plain(_read(path), 0)
