@@ -179,7 +179,7 @@ def test_a_published_file_is_told_from_its_tensors(
         assert torch.equal(Model.load(path, ema=False, **options).unet.conv_in.bias, bias)
     changed = Model.load(path, prediction_type="v", family="sd-v2", **options)
     assert (changed.spec.schedule.prediction_type, changed.spec.family) == ("v", "sd-v2")
-    with pytest.raises(WeightsError, match="does not fit UNet|no single-file layout"):
+    with pytest.raises(WeightsError, match=r"does not fit UNet|no single-file layout"):
         Model.load(path, layers=2, **options)
 
 
@@ -242,7 +242,7 @@ def test_an_installed_package_s_vocabulary(tmp_path: Path, monkeypatch: pytest.M
 def test_another_model_s_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
     convert(folder, tmp_path / "micro.safetensors")
     path = merges_file(tmp_path / "other", ["c a"])
-    with pytest.raises(InvalidRequest, match="has 515 tokens, but micro.safetensors reads 514"):
+    with pytest.raises(InvalidRequest, match="has 515 tokens, but micro"):
         Model.load(tmp_path / "micro.safetensors", tokenizer=path)
 
 

@@ -210,7 +210,7 @@ def read(path: str | Path) -> Provenance:
         try:
             record = json.loads(ours)
             known = record.get("kind") == KIND
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             known, record = False, {}
         if known and record.get("schema") != SCHEMA:
             raise InvalidRequest(

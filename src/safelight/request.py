@@ -356,7 +356,7 @@ class GenerateRequest(Record):
         """
         try:
             fields = json.loads(text) if isinstance(text, str) else dict(text)
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise InvalidRequest("request", f"is not JSON: {error}.") from None
         if not isinstance(fields, dict):
             raise InvalidRequest("request", "is not a JSON object.")

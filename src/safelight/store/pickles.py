@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import re
 import struct
 import zipfile
@@ -41,6 +42,9 @@ _STORAGES = {
 # They become empty records.
 _INERT = re.compile(r"(pytorch_lightning|lightning|lightning_fabric|omegaconf|ldm)(\.|$)")
 _MAX_NESTING = 8
+_MAX_PROGRAM = 2**28
+_MAX_OPERATIONS = 2**24
+_MAX_RATIO = 20
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
@@ -317,15 +321,19 @@ def _read(path: Path) -> Any:
 def _read_zip(path: Path) -> Any:
     """torch's archive: ``*/data.pkl`` and one file ``*/data/<key>`` a storage."""
     mapped: torch.UntypedStorage | None = None
+    unpacked = 0
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in members if name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise WeightsError(path, "is an archive, but not one of tensors (no data.pkl).")
         root = pickles[0].removesuffix("data.pkl")
-        if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
+        order = members.get(f"{root}byteorder")
+        if order is not None and _member(archive, order, 16) != b"little":
             raise WeightsError(path, "holds big-endian tensors, which are not supported.")
-        unpickler = _Unpickler(io.BytesIO(archive.read(pickles[0])), path)
+        program = io.BytesIO(_member(archive, members[pickles[0]], _MAX_PROGRAM))
+        _bounded(program)
+        unpickler = _Unpickler(program, path)
         tree = unpickler.load()
         for storage in unpickler.storages.values():
             info = members.get(f"{root}data/{storage.key}")
@@ -335,8 +343,34 @@ def _read_zip(path: Path) -> Any:
                 mapped = map_file(path) if mapped is None else mapped
                 storage.source, storage.at = mapped, _data_offset(path, info)
             elif storage.count:
+                # torch stores; whoever packs may do so, but not a whole memory into a small file.
+                unpacked += info.file_size
+                if unpacked > _MAX_RATIO * path.stat().st_size:
+                    raise WeightsError(path, "unpacks to far more than it holds.")
                 storage.source = _from_bytes(archive.read(info))
     return tree
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
+    if info.file_size > most:
+        raise WeightsError(archive.filename, f"{info.filename} says it has {info.file_size} bytes.")
+    return archive.read(info)
+
+
+def _bounded(file: Any) -> None:
+    """Look at the program before it is run, and come back.
+
+    Raises:
+        _Refused: it is absurdly long, or asks for absurdly much memory.
+    """
+    start = file.tell()
+    for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
+        if count > _MAX_OPERATIONS:
+            raise _Refused("is absurdly long")
+        # The memo is a table as long as its highest number.
+        if "PUT" in operation.name and isinstance(argument, int) and argument > _MAX_OPERATIONS:
+            raise _Refused("asks for an absurd amount of memory")
+    file.seek(start)
 
 
 def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
@@ -356,16 +390,17 @@ def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
 def _read_stream(path: Path) -> Any:
     """The layout before torch 1.6: magic, protocol, system, object, keys, then storages."""
     with path.open("rb") as file:
-        if _Unpickler(file, path).load() != _LEGACY_MAGIC:
+        if _load(file, path) != _LEGACY_MAGIC:
             raise WeightsError(path, "is a pickle, but not one that torch wrote.")
-        if _Unpickler(file, path).load() != _LEGACY_PROTOCOL:
+        if _load(file, path) != _LEGACY_PROTOCOL:
             raise WeightsError(path, "has an unknown version of torch's old layout.")
-        system = _Unpickler(file, path).load()
+        system = _load(file, path)
         if not (isinstance(system, dict) and system.get("little_endian", True)):
             raise WeightsError(path, "holds big-endian tensors, which are not supported.")
+        _bounded(file)
         unpickler = _Unpickler(file, path)
         tree = unpickler.load()
-        keys = _Unpickler(file, path).load()
+        keys = _load(file, path)
         size = path.stat().st_size
         mapped = map_file(path)
         at = file.tell()
@@ -381,6 +416,11 @@ def _read_stream(path: Path) -> Any:
     if any(s.source is None for s in unpickler.storages.values()):
         raise WeightsError(path, "lacks a storage that its tensors ask for.")
     return tree
+
+
+def _load(file: Any, path: Path) -> Any:
+    _bounded(file)
+    return _Unpickler(file, path).load()
 
 
 def _from_bytes(data: bytes) -> torch.UntypedStorage:

@@ -14,7 +14,7 @@ from torch import Tensor
 from safelight import presets
 from safelight.errors import InvalidRequest, WeightsError
 from safelight.spec import ModelSpec, TextSpec
-from safelight.store import keymaps
+from safelight.store import configs, keymaps
 from safelight.store.clip_stats import identity, read_clip_stats
 from safelight.store.folder import FolderContents
 from safelight.store.hub import clip_tokenizer, packaged_tokenizer
@@ -80,7 +80,7 @@ def read_single_file(
     notes: list[str] = []
     state = _without_aliases(state)
     if spec is None:
-        spec = _own_spec(state, prediction_type, layers)
+        spec = read_own_spec(state, prediction_type, layers)
     if spec is None:
         spec, notes = detect(state, prediction_type, layers)
     elif prediction_type is not None:
@@ -178,8 +178,8 @@ def write_single_file(
     save_safetensors(path, StateDict(entries, path), notes)
 
 
-def _own_spec(
-    state: StateDict, prediction_type: Prediction | None, layers: int | None
+def read_own_spec(
+    state: StateDict, prediction_type: Prediction | None = None, layers: int | None = None
 ) -> ModelSpec | None:
     """What the file says of itself, where this package wrote it.
 
@@ -193,6 +193,7 @@ def _own_spec(
         spec = ModelSpec.model_validate_json(text)
     except ValueError as error:
         raise WeightsError(state.file, f"its metadata {SPEC_KEY} is no spec: {error}.") from error
+    configs.sane(spec, state.file)
     if prediction_type is not None:
         spec = spec.replace(schedule=spec.schedule.replace(prediction_type=prediction_type))
     return spec.replace(unet=spec.unet.replace(layers_per_block=layers)) if layers else spec
@@ -232,7 +233,7 @@ def detect(
     unet = f"{keymaps.UNET}."
     first = state.entries.get(f"{unet}input_blocks.0.0.weight")
     if first is None:
-        raise WeightsError(state.file, f"is not an original checkpoint: {_guess(state)}.")
+        raise WeightsError(state.file, f"is not an original checkpoint: {guess(state)}.")
     width = _context_width(state)
     blocks = {n.split(".")[3] for n in state if n.startswith(f"{unet}input_blocks.")}
     layers = layers or (len(blocks) - 4) // 4
@@ -240,7 +241,7 @@ def detect(
     label = state.entries.get(f"{unet}label_emb.0.0.weight")
     notes: list[str] = []
     if any(n.startswith("conditioner.") for n in state) or width not in (768, 1024):
-        raise WeightsError(state.file, f"has a context {width} wide: {_guess(state)}.")
+        raise WeightsError(state.file, f"has a context {width} wide: {guess(state)}.")
 
     name = state.file.stem
     if width == 768:
@@ -300,8 +301,8 @@ def _context_width(state: StateDict) -> int:
     return next((e.shape[1] for n, e in state.entries.items() if pattern.fullmatch(n)), 0)
 
 
-def _guess(state: StateDict) -> str:
-    """What a file that is not ours may be, for the message."""
+def guess(state: StateDict) -> str:
+    """What a file that is not ours may be, for messages."""
     signs = {
         "conditioner.": "it looks like SDXL",
         "joint_blocks.": "it looks like SD 3",
