@@ -242,6 +242,7 @@ def _assemble(
     notes: Any,
 ) -> Model:
     spec: ModelSpec = contents.spec
+    tokenizer = read_tokenizer(contents, path)  # before gigabytes are
     nets: dict[str, nn.Module] = {}
     for part, build in _builders(spec).items():
         with torch.device("meta"):
@@ -250,7 +251,7 @@ def _assemble(
         nets[part] = net
     return cls(
         spec=spec,
-        tokenizer=read_tokenizer(contents, path),
+        tokenizer=tokenizer,
         device=device,
         dtype=dtype,
         source=str(path),

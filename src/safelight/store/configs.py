@@ -439,6 +439,8 @@ def _build(kind: Any, file: Path, **fields: Any) -> Any:
         made = kind(**fields)
         sane(made, file)
         return made
+    except ArithmeticError as error:
+        raise WeightsError(file, f"holds numbers that make no network: {error}.") from error
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"])) or "config"

@@ -98,8 +98,9 @@ def _kind(path: Path, state: StateDict) -> dict[str, Any]:
     if karlo.is_karlo(state):
         return {"kind": "prior", "what": "Karlo's prior, its original file"}
     if {"mean", "std"} == set(names):
-        width = state.entries["mean"].shape[-1:]
-        return {"kind": "clip_stats", "what": f"statistics of picture embeddings {width}"}
+        width = max(state.entries["mean"].shape, default=0)
+        what = f"statistics (mean, std) of picture embeddings {width} wide"
+        return {"kind": "clip_stats", "what": what, "width": width}
     for part, what, sign in _COMPONENTS:
         if sign in state:
             return {"kind": "component", "what": what, "component": part}

@@ -76,7 +76,7 @@ def open_picture(
     try:
         image = ImageOps.exif_transpose(image)
         return _rgb(image, background)
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # a broken picture raises nearly anything
         raise InvalidRequest(field, f"is broken: {error}.") from error
 
 
@@ -163,14 +163,13 @@ def read_metadata(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -
         try:
             # PNG allows texts behind the pixels; ``text`` reads to the end.
             texts = dict(image.text) if isinstance(image, PngImagePlugin.PngImageFile) else {}
-            exif = image.getexif()
-        except (OSError, ValueError, SyntaxError) as error:
+            inner = image.getexif().get_ifd(_EXIF_IFD)
+        except Exception as error:  # broken texts raise nearly anything
             raise InvalidRequest("picture", f"is broken: {error}.") from error
     found = {key: str(text) for key, text in texts.items()}
     parameters, record = found.pop("parameters", None), found.pop("safelight", None)
-    inner = exif.get_ifd(_EXIF_IFD)
     comment, note = inner.get(_USER_COMMENT), inner.get(_MAKER_NOTE)
-    if parameters is None and comment:
+    if parameters is None and isinstance(comment, bytes | str) and comment:
         parameters = _decode_comment(comment)
     if record is None and isinstance(note, bytes) and note.startswith(_OWN_NOTE):
         record = note.removeprefix(_OWN_NOTE).decode("utf-8", "replace")
@@ -190,7 +189,7 @@ def _open(source: str | Path | bytes, field: str, max_pixels: int) -> Image.Imag
         raise InvalidRequest(
             field, "is not a picture that can be read.", f"One of {', '.join(_READABLE)}."
         ) from error
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # a broken picture raises nearly anything
         raise InvalidRequest(field, f"cannot be read: {error}.") from error
     if image.width * image.height > max_pixels:
         raise _too_large(image, field, max_pixels)

@@ -191,7 +191,7 @@ def read_own_spec(
         return None
     try:
         spec = ModelSpec.model_validate_json(text)
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise WeightsError(state.file, f"its metadata {SPEC_KEY} is no spec: {error}.") from error
     configs.sane(spec, state.file)
     if prediction_type is not None:
@@ -232,13 +232,14 @@ def detect(
     """
     unet = f"{keymaps.UNET}."
     first = state.entries.get(f"{unet}input_blocks.0.0.weight")
-    if first is None:
+    if first is None or len(first.shape) != 4:
         raise WeightsError(state.file, f"is not an original checkpoint: {guess(state)}.")
     width = _context_width(state)
     blocks = {n.split(".")[3] for n in state if n.startswith(f"{unet}input_blocks.")}
     layers = layers or (len(blocks) - 4) // 4
     in_channels = first.shape[1]
     label = state.entries.get(f"{unet}label_emb.0.0.weight")
+    label = label if label is not None and len(label.shape) == 2 else None
     notes: list[str] = []
     if any(n.startswith("conditioner.") for n in state) or width not in (768, 1024):
         raise WeightsError(state.file, f"has a context {width} wide: {guess(state)}.")
@@ -298,7 +299,8 @@ def _context_width(state: StateDict) -> int:
         rf"{re.escape(keymaps.UNET)}\.input_blocks\.\d+\.1"
         r"\.transformer_blocks\.0\.attn2\.to_k\.weight"
     )
-    return next((e.shape[1] for n, e in state.entries.items() if pattern.fullmatch(n)), 0)
+    found = (e for n, e in state.entries.items() if pattern.fullmatch(n) and len(e.shape) == 2)
+    return next((entry.shape[1] for entry in found), 0)
 
 
 def guess(state: StateDict) -> str:

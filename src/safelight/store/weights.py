@@ -39,6 +39,7 @@ _DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_HEADER = 100_000_000
+_MAX_SIDES, _MAX_COUNT = 16, 2**60
 _LISTED = 8
 
 
@@ -353,6 +354,8 @@ def read_header(path: Path) -> tuple[dict[str, _Record], dict[str, str], int]:
             begin, end = raw["data_offsets"]
             if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
                 raise ValueError("sizes must be whole numbers")
+            if len(shape) > _MAX_SIDES or math.prod(max(n, 1) for n in shape) > _MAX_COUNT:
+                raise ValueError("a shape that no tensor has")
         except (KeyError, TypeError, ValueError) as error:
             raise wrong(f"describes {name} wrongly: {error!r}.") from error
         if end - begin != math.prod(shape) * dtype.itemsize:
