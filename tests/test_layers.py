@@ -20,7 +20,9 @@ RECORDS = {
     *("errors", "spec", "presets", "request", "inputs", "names", "verdict", "family", "cards"),
 }
 COLUMNS = {"diffusion", "nets", "store", "text"}
-ASSEMBLY = {"model", "checker", "parts", "conditioning", "runtime", "engine"}
+ASSEMBLY = {
+    *("model", "checker", "adapters", "convert", "parts", "conditioning", "runtime", "engine"),
+}
 RIVERS = {"generate", "batch", "safety", "provenance", "data", "train", "evaluate"}
 DOORS = {"serve", "ui", "compat", "cli", "__main__"}
 HOUSE = RECORDS | COLUMNS | ASSEMBLY | RIVERS

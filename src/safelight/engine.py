@@ -23,7 +23,7 @@ from safelight.conditioning import Conditioning
 from safelight.diffusion import guidance
 from safelight.diffusion.solvers import Ask, Solver
 from safelight.errors import Cancelled, SafelightError
-from safelight.runtime import Row
+from safelight.runtime import Prepared, Row
 
 if TYPE_CHECKING:
     from safelight.model import Model
@@ -60,6 +60,8 @@ class Picture:
     """Called on the engine's thread after every step; must be quick."""
     alone: bool = False
     """Never share a network call with another picture (deterministic mode)."""
+    model: Model | None = None
+    """Whose UNet answers; None for the engine's. One with adapters has a UNet of its own."""
 
     _ask: Ask | None = field(default=None, init=False)
     _cancelled: bool = field(default=False, init=False)
@@ -196,7 +198,7 @@ class Engine:
             weights[id(picture)] = [w for _, w in chosen]
             for branch, _ in chosen:
                 conditioning = picture.branches[branch]
-                shape = (tuple(ask.x.shape), conditioning.shape)
+                shape = (tuple(ask.x.shape), conditioning.shape, id(self._runtime(picture)))
                 key = (shape, id(picture)) if picture.alone else shape
                 groups[key].append(_Row(picture, ask, conditioning))
         answers: defaultdict[int, list[Tensor]] = defaultdict(list)
@@ -220,7 +222,10 @@ class Engine:
     def _call(self, rows: list[_Row]) -> Tensor:
         self.calls += 1
         asked = [Row(row.ask.x, row.ask.timestep, row.conditioning) for row in rows]
-        return self.model.runtime.predict(asked)
+        return self._runtime(rows[0].picture).predict(asked)
+
+    def _runtime(self, picture: Picture) -> Prepared:
+        return (picture.model or self.model).runtime
 
     def _answer(self, picture: Picture, predictions: list[Tensor], weights: list[float]) -> None:
         ask = picture._ask

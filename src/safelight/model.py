@@ -153,6 +153,7 @@ class Model:
         local_only: bool | None = None,
         prior: str | Path | None = None,
         safety_checker: str | Path | None = None,
+        **original: Any,
     ) -> Model:
         """Load a model by shipped name, folder, file or hub id.
 
@@ -166,16 +167,20 @@ class Model:
                 reads CLIP L's embeddings.
             safety_checker: a folder or a hub id, in place of the model's own or where it has
                 none.
+            original: how to read an original single file: ``ema``, ``prediction_type``,
+                ``family``, ``layers``, ``tokenizer``, ``clip_stats`` of
+                :func:`safelight.store.single_file.read_single_file`.
 
         Raises:
             ModelNotFound, WeightsError, InvalidRequest: with what to do about it.
         """
+        original = _original(original)
         if safety_checker is not None:
             checker = Checker.load(safety_checker, local_only=local_only)
         else:
             checker = None
         model = cls._loaded(
-            name, device, dtype, variant, local_only, prior, own_checker=checker is None
+            name, device, dtype, variant, local_only, prior, original, own_checker=checker is None
         )
         if checker is not None:
             model.checker = checker.to(model.device, model.dtype)
@@ -192,6 +197,7 @@ class Model:
         variant: str | None,
         local_only: bool | None,
         prior: str | Path | None,
+        original: dict[str, Any],
         *,
         own_checker: bool,
     ) -> Model:
@@ -202,6 +208,7 @@ class Model:
         if family.is_file():
             if prior is not None:
                 raise InvalidRequest("prior", f"{name} has no use for one.", "unclip-l has.")
+            _only_for_single_files(name, original)
             return _load_family(cls, family, place, pick_dtype(dtype, place, tiny=True), told)
         from safelight.store.folder import read_folder
 
@@ -212,11 +219,12 @@ class Model:
             found = resolve(name, variant=variant, local_only=local_only)
             path, notes = Path(found.path), found.notes
         if path.is_dir():
+            _only_for_single_files(name, original)
             contents = read_folder(path, variant=variant)
         else:
             from safelight.store.single_file import read_single_file
 
-            contents = read_single_file(path)
+            contents = read_single_file(path, **original)
         notes = (*told, *notes)
         made = pick_dtype(dtype, place, tiny=False)
         ahead = _prior(contents.spec, path, variant, prior, made)
@@ -317,6 +325,7 @@ def _assemble(
     prior: PriorModel | None = None,
 ) -> Model:
     spec: ModelSpec = contents.spec
+    tokenizer = read_tokenizer(contents, path)  # before gigabytes are
     if prior is not None:
         spec = spec.replace(prior=prior.spec)
     nets: dict[str, nn.Module] = {}
@@ -325,9 +334,6 @@ def _assemble(
             net = build()
         load_into(net, contents.tensors[part], dtype=dtype)
         nets[part] = net
-    tokenizer = None
-    if contents.tokenizer is not None:
-        tokenizer = Tokenizer.from_folder(contents.tokenizer)
     return cls(
         spec=spec,
         tokenizer=tokenizer,
@@ -387,6 +393,47 @@ def _prior(
     load_into(net, contents.net, dtype=dtype)
     load_into(text, contents.text, dtype=dtype)
     return PriorModel(contents.spec, net, text, Tokenizer.from_folder(contents.tokenizer))
+
+
+def read_tokenizer(contents: Any, path: Path) -> Tokenizer | None:
+    """A folder's own tokenizer; for a single file, one with its text tower's numbers."""
+    place, text = contents.tokenizer, contents.spec.text
+    if path.is_dir() or text is None:
+        return None if place is None else Tokenizer.from_folder(place)
+    if place is None:
+        from safelight.store.single_file import no_tokenizer
+
+        raise no_tokenizer(path)
+    # Both families read the same words and differ in what they pad with.
+    read = Tokenizer.from_folder if place.is_dir() else Tokenizer.from_bpe
+    tokenizer = read(place, pad_id=text.pad_id)
+    if tokenizer.vocab_size > text.vocab_size or tokenizer.eos_id != text.eos_id:
+        raise InvalidRequest(
+            "tokenizer",
+            f"{place} has {tokenizer.vocab_size} tokens, but {path.name} reads {text.vocab_size}.",
+            "Give --tokenizer FOLDER, the model's own.",
+        )
+    return tokenizer
+
+
+_ORIGINAL = ("ema", "prediction_type", "family", "layers", "tokenizer", "clip_stats")
+
+
+def _original(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that were given.
+
+    Raises:
+        InvalidRequest: one is unknown.
+    """
+    for name in options:
+        if name not in _ORIGINAL:
+            raise InvalidRequest(name, "is not an argument.", f"Known: {', '.join(_ORIGINAL)}.")
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _only_for_single_files(name: object, original: dict[str, Any]) -> None:
+    for option in original:
+        raise InvalidRequest(option, f"is for original single files, and {name} is none.")
 
 
 def _builders(spec: ModelSpec) -> dict[str, Any]:

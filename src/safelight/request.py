@@ -13,8 +13,9 @@ import hashlib
 import json
 import math
 import operator
+import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
@@ -56,11 +57,14 @@ LATER = (
     "picture_fit",
     "prior_steps",
     "prior_guidance_scale",
+    "loras",
+    "embeddings",
 )
 """Fields that came after the first schema."""
 MAX_SEED = 2**63 - 1
 MAX_SIDE = 8192
 MAX_PROMPT = 20_000
+MAX_ADAPTERS = 32
 _ETA = ("ddim", "euler-a")
 
 ALIASES: dict[str, str] = {
@@ -94,6 +98,8 @@ ALIASES: dict[str, str] = {
     "denoising_strength": "strength",
     "image_embeds": "embedding",
     "prior_num_inference_steps": "prior_steps",
+    "lora": "loras",
+    "textual_inversions": "embeddings",
 }
 """What other programs call a field. A1111's ``batch_size`` and ``n_iter`` together multiply."""
 
@@ -147,6 +153,34 @@ def _shown(value: Any) -> str:
     """``value`` for a message: short, whatever it is."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _pairs(value: Any, default: float | str) -> Any:
+    """Names alone, pairs, or a mapping, as a tuple of pairs; ``default`` where one is missing."""
+    if value is None:
+        return ()
+    if isinstance(value, Mapping):
+        value = tuple(value.items())
+    if isinstance(value, str | os.PathLike):
+        value = (value,)
+    if not isinstance(value, Sequence) or isinstance(value, bytes):
+        return _refuse_type(value, "a list of names, or of (name, value)")
+    if len(value) > MAX_ADAPTERS:
+        raise ValueError(f"has {len(value)} entries; at most {MAX_ADAPTERS} are taken.")
+    pairs = []
+    for entry in value:
+        name, other = (entry, default) if isinstance(entry, str | os.PathLike) else _two(entry)
+        name = _text(os.fspath(name) if isinstance(name, os.PathLike) else name)
+        if not name.strip():
+            raise ValueError("has an empty name.")
+        pairs.append((name, other))
+    return tuple(pairs)
+
+
+def _two(entry: Any) -> tuple[Any, Any]:
+    if isinstance(entry, list | tuple) and len(entry) == 2:
+        return entry[0], entry[1]
+    return _refuse_type(entry, "a name, or a pair (name, value)")
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
@@ -205,6 +239,11 @@ class GenerateRequest(Record):
     """Text layers left out at the end, as diffusers counts (A1111 counts one more)."""
     weighting: Literal["none", "a1111", "compel"] = "none"
     """Dialect of word weights in the prompts."""
+    loras: tuple[tuple[str, Annotated[Number, Field(ge=-100, le=100)]], ...] = ()
+    """Adapters and how strongly each acts: (file, or name in the folder of them, scale). A name
+    alone counts as 1."""
+    embeddings: tuple[tuple[str, str], ...] = ()
+    """Textual inversions: (file or name, the word that prompts use it by; empty: its own)."""
     deterministic: Flag = False
     """One picture a network call, so that pictures are equal bit by bit in any company."""
     preview_every: Annotated[Whole, Field(ge=0, le=1000)] = 0
@@ -268,6 +307,16 @@ class GenerateRequest(Record):
         if math.isfinite(low) and math.isfinite(high) and low >= high:
             raise ValueError(f"must rise: {low:g} is not below {high:g}.")
         return (low, high)
+
+    @field_validator("loras", mode="before")
+    @classmethod
+    def _scaled(cls, value: Any) -> Any:
+        return _pairs(value, 1.0)
+
+    @field_validator("embeddings", mode="before")
+    @classmethod
+    def _worded(cls, value: Any) -> Any:
+        return _pairs(value, "")
 
     @model_validator(mode="before")
     @classmethod
@@ -433,7 +482,7 @@ class GenerateRequest(Record):
         """
         try:
             fields = json.loads(text) if isinstance(text, str) else dict(text)
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise InvalidRequest("request", f"is not JSON: {error}.") from None
         if not isinstance(fields, dict):
             raise InvalidRequest("request", "is not a JSON object.")

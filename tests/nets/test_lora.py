@@ -167,7 +167,7 @@ def test_layers_under_the_original_repository_s_names(unet: Case) -> None:
         state[f"{stem}.alpha"] = torch.tensor(pair.alpha)
     assert "lora_unet_input_blocks_3_0_op.alpha" in state
     assert same(lora_keys.read(state, {"unet": unet.ours}, originals=rows)["unet"], adapter)
-    with pytest.raises(WeightsError, match="input_blocks_3_0_op"):
+    with pytest.raises(WeightsError, match="input_blocks_1_0_in_layers_2"):
         lora_keys.read(state, {"unet": unet.ours})
     # diffusers' own arithmetic sends them to the same layers, but for an upsampler after no
     # attention, which it takes for one (its rule is for SDXL).
@@ -391,7 +391,7 @@ def test_unknown_keys_are_listed(unet: Case) -> None:
     ("key", "hint"),
     [
         ("lora_unet_mid_block_attentions_0_proj_in.dora_scale", "DoRA"),
-        ("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a", "LyCORIS"),
+        ("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a", "LoHa"),
         ("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", "another family"),
         ("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", "not given here"),
     ],

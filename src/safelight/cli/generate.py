@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 
 from safelight import names
-from safelight.cli import naming, show
+from safelight.cli import adapters, naming, original, show
 from safelight.errors import Cancelled, InvalidRequest, SafelightError
 from safelight.request import GenerateRequest, ImageResult, Outcome
 from safelight.store import pictures
@@ -93,6 +93,30 @@ def command(
     weighting: Annotated[
         str, typer.Option("--weighting", help="Dialect of word weights: none, a1111, compel.")
     ] = "none",
+    lora: Annotated[
+        list[str] | None,
+        typer.Option("--lora", metavar="FILE[:SCALE]", help="An adapter; may be repeated."),
+    ] = None,
+    lora_dir: Annotated[
+        list[Path] | None,
+        typer.Option("--lora-dir", help="A folder whose files --lora may name."),
+    ] = None,
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--embedding", metavar="FILE[:WORD]", help="A textual inversion; may be repeated."
+        ),
+    ] = None,
+    embedding_dir: Annotated[
+        list[Path] | None,
+        typer.Option("--embedding-dir", help="A folder whose files --embedding may name."),
+    ] = None,
+    ema: original.Ema = None,
+    prediction_type: original.Prediction = None,
+    family: original.Family = None,
+    layers: original.Layers = None,
+    tokenizer: original.TokenizerPlace = None,
+    clip_stats: original.ClipStats = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A file or a folder. [default: outputs]")
     ] = None,
@@ -162,9 +186,12 @@ def command(
         count=count * n_iter,
         clip_skip=clip_skip,
         weighting=weighting,
+        loras=adapters.scaled(lora or ()),
+        embeddings=adapters.worded(embedding or ()),
         deterministic=deterministic,
         preview_every=preview,
     )
+    folders = adapters.folders(lora_dir, embedding_dir, request)
     places = naming.plan(output, picture_format, name_pattern)
     if device is not None and not re.fullmatch(r"(cpu|mps|cuda)(:\d+)?", device):
         raise InvalidRequest("device", f"{device!r} is unknown.", "One of cpu, cuda, mps.")
@@ -182,7 +209,9 @@ def command(
 
         if deterministic:
             _steady()
-        generator = load(model, device=device, dtype=None if dtype is None else dtype.value)
+        number = None if dtype is None else dtype.value
+        how = original.given(ema, prediction_type, family, layers, tokenizer, clip_stats)
+        generator = load(model, device=device, dtype=number, **folders, **how)
         (request,) = generator.requests(request=request)
     for note in generator.model.notes:
         say.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""``safelight info``: what a model or a picture is made of."""
+"""``safelight info``: what a model, a file of weights or a picture is."""
 
 from __future__ import annotations
 
@@ -14,15 +14,23 @@ from safelight.cli import naming, show
 
 def command(
     subject: Annotated[
-        str, typer.Argument(metavar="PICTURE|MODEL", help="A picture, or a model's name or path.")
+        str,
+        typer.Argument(
+            metavar="FILE|MODEL", help="A picture, any weights file, or a model's name or path."
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Show a picture's settings, or a model's networks, sizes and schedule."""
-    path = Path(subject)
+    """Show what a picture, a model, a checkpoint's file or an adapter's file is."""
+    path = Path(subject).expanduser()
     if path.suffix.lower() in naming.ENDINGS:
         found = _picture(path)
         text = _picture_words(found)
+    elif (file := _weights_file(path)) is not None:
+        from safelight.store.identify import identify
+
+        found = {"schema": 1, **identify(file)}
+        text = _file_words(found)
     else:
         found = describe(subject)
         text = _model_words(found)
@@ -30,6 +38,32 @@ def command(
         show.document(found)
     else:
         typer.echo(text)
+
+
+def _weights_file(path: Path) -> Path | None:
+    """The file itself, or the one in a folder that PEFT or diffusers wrote an adapter as."""
+    from safelight.store.registry import FOLDER_FILES
+
+    if path.is_file():
+        return path
+    inside = (path / name for name in FOLDER_FILES)
+    return next((file for file in inside if file.is_file()), None)
+
+
+def _file_words(found: dict[str, Any]) -> str:
+    lines = [f"{found['file']}: {found['what']}"]
+    if "tensors" in found:
+        formats = ", ".join(f"{count} {name}" for name, count in found["formats"].items())
+        lines.append(f"{'holds':9} {found['parameters']:,} numbers in {formats}")
+    lines.append(f"{'size':9} {found['bytes'] / 2**20:.1f} MiB")
+    if found.get("supported") is False:
+        lines.append(f"{'note':9} this kind of adapter is not supported")
+    lines += [f"{'note':9} {note}" for note in found.get("notes", ())]
+    # Strangers wrote these: one line each, nothing that a terminal would obey.
+    for key, value in found.get("metadata", {}).items():
+        clean = "".join(c if c.isprintable() else " " for c in f"{key}: {value}")
+        lines.append(f"{'says':9} {clean[:200]}")
+    return "\n".join(lines)
 
 
 def _picture(path: Path) -> dict[str, Any]:

@@ -32,10 +32,10 @@ class Entry(NamedTuple):
 COMMANDS = {
     "generate": Entry("safelight.cli.generate", "Make pictures from a sentence."),
     "replay": Entry("safelight.cli.replay", "Make a picture again, and compare the two."),
-    "info": Entry("safelight.cli.info", "Show what a model or a picture is made of."),
+    "info": Entry("safelight.cli.info", "Show what a picture, a model or a file of weights is."),
     "verify": Entry("safelight.cli.verify", "Say what the marks in a picture prove."),
     "card": Entry("safelight.cli.card", "Print a model's licence, uses and limits."),
-    "models": Entry("safelight.cli.models", "List the models at hand; export one."),
+    "models": Entry("safelight.cli.models", "List the models at hand; export or convert one."),
     "doctor": Entry("safelight.cli.doctor", "Check this machine, or a model's files."),
     "train": Entry("safelight.cli.train", "Train a model from a recipe."),
     "evaluate": Entry("safelight.cli.evaluate", "Score a model on the fixed prompt lists."),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from safelight.cli import show
+from safelight.cli import original, show
 from safelight.errors import InvalidRequest
 
 app = typer.Typer(add_completion=False, invoke_without_command=True)
@@ -61,6 +61,39 @@ def export(
         show.document({"schema": 1, "name": model.spec.name, "folder": folder, "bytes": size})
     else:
         typer.echo(f"{model.spec.name}: {size / 2**20:.1f} MiB in {folder}")
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="A folder or an original single file.")
+    ],
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="DST", help="NAME.safetensors for a single file, else a folder."),
+    ],
+    dtype: Annotated[
+        Stored | None, typer.Option("--dtype", help="Number format. [default: as it is]")
+    ] = None,
+    ema: original.Ema = None,
+    prediction_type: original.Prediction = None,
+    family: original.Family = None,
+    layers: original.Layers = None,
+    tokenizer: original.TokenizerPlace = None,
+    clip_stats: original.ClipStats = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Turn a published folder into an original single file, or the other way round."""
+    from safelight import convert as work
+
+    how = original.given(ema, prediction_type, family, layers, tokenizer, clip_stats)
+    done = work.convert(source, target, dtype=None if dtype is None else dtype.value, **how)
+    if as_json:
+        show.document({"schema": 1, **done})
+        return
+    for note in done["notes"]:
+        show.words().print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+    typer.echo(f"{done['name']} ({done['family']}): {done['bytes'] / 2**20:.1f} MiB in {target}")
 
 
 def write(model: Any, folder: Path, dtype: str | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safelight.cli import naming, show
+from safelight.cli import adapters, naming, original, show
 from safelight.cli.generate import Dtype
 from safelight.errors import InvalidRequest, SafelightError
 
@@ -30,6 +30,18 @@ def command(
     dtype: Annotated[
         Dtype | None, typer.Option("--dtype", help="Instead of the one it was made in.")
     ] = None,
+    lora_dir: Annotated[
+        list[Path] | None, typer.Option("--lora-dir", help="Where the LoRAs that it names are.")
+    ] = None,
+    embedding_dir: Annotated[
+        list[Path] | None, typer.Option("--embedding-dir", help="The same, textual inversions.")
+    ] = None,
+    ema: original.Ema = None,
+    prediction_type: original.Prediction = None,
+    family: original.Family = None,
+    layers: original.Layers = None,
+    tokenizer: original.TokenizerPlace = None,
+    clip_stats: original.ClipStats = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Make a picture again from what it says, and report the difference.
@@ -50,7 +62,9 @@ def command(
         from safelight.generate import load
 
         where, how = _machine(found, device, None if dtype is None else dtype.value)
-        replayed = load(name, device=where, dtype=how).replay(picture)
+        known = adapters.folders(lora_dir, embedding_dir, found.request)
+        how_read = original.given(ema, prediction_type, family, layers, tokenizer, clip_stats)
+        replayed = load(name, device=where, dtype=how, **known, **how_read).replay(picture)
     if output is not None and replayed.result.image is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         provenance.save(replayed.result, output)

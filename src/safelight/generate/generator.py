@@ -7,6 +7,7 @@ size hangs on the pictures' size alone.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import queue
 import threading
@@ -19,6 +20,7 @@ import torch
 from PIL import Image
 
 from safelight import provenance
+from safelight.adapters import Adaptation, Adapters
 from safelight.diffusion.guidance import plain
 from safelight.diffusion.solvers import Solver
 from safelight.engine import Engine, NonFinite, Picture
@@ -31,12 +33,14 @@ from safelight.generate.events import Cancel, Clock, Event, Preview
 from safelight.model import Model
 from safelight.request import MAX_SEED, GenerateRequest, ImageResult, Outcome
 from safelight.safety import Moderation
+from safelight.store.registry import Registry
 from safelight.verdict import Moderated
 
 log = logging.getLogger(__name__)
 
 _POLL = 0.02  # seconds between looks at the cancel token while nothing happens
 
+Folders = str | Path | Sequence[str | Path] | Registry | None
 Answers = queue.SimpleQueue[tuple["_Job", Answered]]
 
 
@@ -50,6 +54,7 @@ class _Job:
     request: GenerateRequest
     course: Course
     notices: tuple[str, ...]
+    adaptation: Adaptation
     picture: Picture | None = None
     moderation: tuple[Moderated, ...] = ()
     cheaper: tuple[str, ...] = ()
@@ -72,16 +77,31 @@ def load(
     dtype: str | torch.dtype | None = None,
     *,
     moderation: Moderation | None = None,
+    lora_dir: Folders = None,
+    embedding_dir: Folders = None,
     **options: Any,
 ) -> Generator:
     """Load a model by shipped name, folder, file or hub id.
 
     Args:
         moderation: whom to ask about prompts and pictures; see :mod:`safelight.safety`.
+        lora_dir, embedding_dir: as for :class:`Generator`.
         options: those of :meth:`safelight.model.Model.load`.
     """
+    loras, embeddings = registries(lora_dir, embedding_dir)
     model = Model.load(name, device=device, dtype=dtype, **options)
-    return Generator(model, moderation=moderation)
+    return Generator(model, moderation=moderation, lora_dir=loras, embedding_dir=embeddings)
+
+
+def registries(lora_dir: Folders = None, embedding_dir: Folders = None) -> tuple[Registry, ...]:
+    """Where names of LoRAs and of textual inversions are looked up."""
+    return tuple(
+        given if isinstance(given, Registry) else Registry(given, kind=kind, option=option)
+        for given, kind, option in (
+            (lora_dir, "LoRA", "--lora-dir"),
+            (embedding_dir, "embedding", "--embedding-dir"),
+        )
+    )
 
 
 class Generator:
@@ -90,6 +110,8 @@ class Generator:
     Args:
         micro_batch: most pictures that share a network call; None chooses by their size.
         moderation: whom to ask about prompts and pictures.
+        lora_dir: folders whose files requests may name in ``loras``, or a registry of them.
+        embedding_dir: the same for ``embeddings``.
     """
 
     def __init__(
@@ -98,9 +120,12 @@ class Generator:
         *,
         micro_batch: int | None = None,
         moderation: Moderation | None = None,
+        lora_dir: Folders = None,
+        embedding_dir: Folders = None,
     ) -> None:
         self.model, self.moderation = model, moderation
         self.engine = Engine(model)
+        self.adapters = Adapters(model, *registries(lora_dir, embedding_dir))
         self._micro_batch = micro_batch
         self._lock = threading.Lock()
         self._groups: list[_Group] = []
@@ -153,10 +178,13 @@ class Generator:
         jobs: list[_Job] = []
         for call, each in enumerate(requests):
             guard.check(self.model, each)
+            adaptation = self.adapters.plan(each)
             course = plot(self.model, each)
-            told = (*course.notes, *notices(self.model, each))
+            heard = notices(self.adapters.reader(adaptation), each)
+            told = (*course.notes, *heard, *adaptation.notes)
             jobs += [
-                _Job(len(jobs) + k, call, each.picture(k), course, told) for k in range(each.count)
+                _Job(len(jobs) + k, call, each.picture(k), course, told, adaptation)
+                for k in range(each.count)
             ]
         return self._stream(jobs, cancel or Cancel())
 
@@ -209,12 +237,18 @@ class Generator:
         for job, reason in refused.items():
             yield self._result(job, _Group([job]), Outcome.rejected, reason)
         jobs = [job for job in jobs if job not in refused]
-        for start in range(0, len(jobs), size):
-            group = _Group(jobs[start : start + size])
-            yield from self._run(group, clock, cancel)
-            for job in group.starved:  # once more, alone and one branch at a time
-                job.picture, job.cheaper = None, ("rows",)
-                yield from self._run(_Group([job]), clock, cancel)
+        # One adapted model at a time, however many a call's requests ask for.
+        for _, group in itertools.groupby(jobs, lambda job: job.adaptation.key):
+            alike = list(group)
+            for start in range(0, len(alike), size):
+                yield from self._whole(_Group(alike[start : start + size]), clock, cancel)
+
+    def _whole(self, group: _Group, clock: Clock, cancel: Cancel) -> Iterator[Event]:
+        """A micro-batch, and again what ran out of memory in it."""
+        yield from self._run(group, clock, cancel)
+        for job in group.starved:  # once more, alone and one branch at a time
+            job.picture, job.cheaper = None, ("rows",)
+            yield from self._run(_Group([job]), clock, cancel)
 
     def _refused(self, jobs: Sequence[_Job]) -> dict[_Job, str]:
         """The jobs whose prompt the moderator removes, each prompt asked about once."""
@@ -318,11 +352,14 @@ class Generator:
         return None
 
     def _picture(self, job: _Job, answers: Answers) -> Picture:
+        model = self.adapters.model(job.adaptation)
         if job.course.start == "nothing":
             return Picture(_at_once(), (), plain())
-        return picture(
-            self.model, job.request, job.course, lambda answered: answers.put((job, answered))
+        made = picture(
+            model, job.request, job.course, lambda answered: answers.put((job, answered))
         )
+        made.model = model
+        return made
 
     def _preview(self, job: _Job, answered: Answered) -> Image.Image | None:
         every, step = job.request.preview_every, answered.index + 1
@@ -383,7 +420,7 @@ class Generator:
         notices = (*job.notices, thrift.TOLD) if job.cheaper and image else job.notices
         record = provenance.metadata(
             self.model,
-            job.request,
+            self.adapters.public(job.request),
             image,
             outcome=outcome,
             message=message,
@@ -393,6 +430,8 @@ class Generator:
             safety=verdict,
             moderation=moderation,
         )
+        if job.adaptation.record:
+            record["adapters"] = job.adaptation.record
         return ImageResult(
             image=image,
             seed=job.request.seed or 0,

@@ -12,13 +12,15 @@ diffusers, processors   ``unet.....attn1.processor.to_q_lora.down.weight``
 diffusers               ``unet.....attn1.to_q.lora.down.weight``; in text towers
                         ``...q_proj.lora_linear_layer.down.weight``
 PEFT                    ``unet.....attn1.to_q.lora_A.weight`` and ``lora_B``; alpha in
-                        the file's metadata
+                        the file's metadata; ``base_model.model.....`` where PEFT itself
+                        saved one network, alpha in ``adapter_config.json``
 ======================  =============================================================
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -74,8 +76,9 @@ def spellings(
         for path in layers(network):
             # Without a component's name only where it can mean one layer.
             if bare[path] == 1:
-                for stem in (path, _processor(path)):
-                    table.setdefault(stem, (component, path))
+                for dotted in dict.fromkeys((path, path.removeprefix("text_model."))):
+                    for stem in (dotted, _processor(dotted), f"base_model.model.{dotted}"):
+                        table.setdefault(stem, (component, path))
     return table
 
 
@@ -118,6 +121,7 @@ def read(
     metadata: Mapping[str, str] | None = None,
     originals: Originals | None = None,
     source: object = "LoRA",
+    unmatched: list[str] | None = None,
 ) -> dict[str, Adapter]:
     """Adapters from a file's tensors, in any of the layouts, by component.
 
@@ -127,6 +131,8 @@ def read(
         metadata: the safetensors file's, for PEFT's alpha. Without any alpha it is the rank.
         originals: as for :func:`spellings`.
         source: the file, for messages.
+        unmatched: gets the keys that belong to no layer here, which are an error without it.
+            Where nothing belongs to a layer, that is an error all the same.
 
     Raises:
         WeightsError: keys that belong to no layer or whose partner is missing (all are listed),
@@ -141,8 +147,13 @@ def read(
             found.setdefault(table[stem], {})[kind] = value
         else:
             unknown.append(key)
-    if unknown:
-        raise WeightsError(source, f"keys of no layer here: {', '.join(unknown)}.", _hint(unknown))
+    if other := _other_kind(unknown):
+        raise WeightsError(source, other, "Only LoRA and LoCon are supported.")
+    if not found or (unknown and unmatched is None):
+        listed = ", ".join(unknown[:_LISTED]) + (" …" if len(unknown) > _LISTED else "")
+        raise WeightsError(source, f"keys of no layer here: {listed or 'none'}.", _hint(unknown))
+    if unmatched is not None:
+        unmatched += unknown
     if alone := [f"{c}.{p}" for (c, p), parts in found.items() if not {"down", "up"} <= set(parts)]:
         raise WeightsError(source, f"one of the two factors is missing: {', '.join(alone)}.")
     alphas = _Alphas(metadata, source)
@@ -150,9 +161,9 @@ def read(
     pairs: dict[str, dict[str, Pair]] = {}
     for (component, path), parts in found.items():
         down, up = parts["down"], parts["up"]
-        rank = down.shape[0]
-        alpha = parts["alpha"].item() if "alpha" in parts else alphas(component, path, rank)
         try:
+            rank = _rank(down, up)
+            alpha = _scalar(parts["alpha"]) if "alpha" in parts else alphas(component, path, rank)
             pair = fit(Pair(down, up, float(alpha)), adaptable[component][path])
         except ValueError as error:
             raise WeightsError(source, f"{component}.{path}: {error}") from None
@@ -167,12 +178,43 @@ def _split(key: str) -> tuple[str, str]:
     return "", ""
 
 
+def _rank(down: Tensor, up: Tensor) -> int:
+    if not all(t.ndim in (2, 4) and t.is_floating_point() and t.shape[0] for t in (down, up)):
+        raise ValueError(f"{tuple(down.shape)} and {tuple(up.shape)} are no low-rank factors")
+    return down.shape[0]
+
+
+def _scalar(alpha: Tensor) -> float:
+    if alpha.numel() != 1 or not math.isfinite(alpha.item()):
+        raise ValueError("its alpha is not a number")
+    return alpha.item()
+
+
+_LISTED = 20
+# What only other kinds of adapters have in their keys, and in PEFT's settings.
+_KINDS = {
+    "DoRA, which normalises weights": ("dora_scale", "lora_magnitude_vector"),
+    "LoHa": ("hada_", "LOHA"),
+    "LoKr": ("lokr_", "LOKR"),
+    "OFT": ("oft_", "BOFT", "OFT"),
+    "LoCon with a Tucker decomposition": ("lora_mid.",),
+    "GLoRA": (".a1.weight", ".b1.weight"),
+    "(IA)³": ("on_input", "ia3_", "IA3"),
+    "set of full differences": (".diff_b", ".diff"),
+}
+
+
+def _other_kind(unknown: Iterable[str]) -> str:
+    """What is wrong, where keys are of an adapter of another kind; else nothing."""
+    text = " ".join(unknown)
+    for kind, signs in _KINDS.items():
+        if any(sign in text for sign in signs):
+            return f"is a {kind}."
+    return ""
+
+
 def _hint(unknown: Iterable[str]) -> str:
     text = " ".join(unknown)
-    if "dora_scale" in text or "lora_magnitude_vector" in text:
-        return "This is a DoRA, which normalises weights; only plain LoRA is supported."
-    if any(kind in text for kind in ("hada_", "lokr_", "oft_", "lora_mid", "diff_b")):
-        return "This is a LyCORIS adapter of another kind; only LoRA and LoCon are supported."
     if any(kind in text for kind in ("lora_te2_", "text_encoder_2", "transformer.")):
         return "This was made for another family of models."
     return "It was made for another model, or for a part of it (unet, text_encoder) not given here."
@@ -186,10 +228,16 @@ class _Alphas:
         if metadata and METADATA_KEY in metadata:
             try:
                 self.settings = json.loads(metadata[METADATA_KEY])
-            except ValueError as error:
+                if not isinstance(self.settings, dict):
+                    raise ValueError("is not a JSON object")
+            except (ValueError, RecursionError) as error:
                 raise WeightsError(source, f"metadata {METADATA_KEY}: {error}") from None
+        self.source = source
         if any(v for k, v in self.settings.items() if k.endswith("use_dora")):
-            raise WeightsError(source, "this is a DoRA; only plain LoRA is supported.")
+            raise WeightsError(source, "is a DoRA.", "Only LoRA and LoCon are supported.")
+        for key, kind in self.settings.items():
+            if key.endswith("peft_type") and str(kind).rpartition(".")[2] != "LORA":
+                raise WeightsError(source, f"is a {kind} adapter.", "Only LoRA is supported.")
 
     def __call__(self, component: str, path: str, rank: int) -> float:
         def setting(name: str) -> Any:
@@ -198,14 +246,22 @@ class _Alphas:
         alpha = setting("lora_alpha")
         if alpha is None:
             return rank
-        for pattern, value in (setting("alpha_pattern") or {}).items():
-            # PEFT: "^" anchors a pattern, which otherwise matches the end of a path.
-            start = "" if pattern.startswith("^") else r"(.*\.)?"
-            if re.match(rf"{start}({pattern.removeprefix('^')})$", path):
-                alpha = value
-                break
-        # Rank-stabilised (Kalajdzievski 2023, 2312.03732): alpha / sqrt(rank).
-        return alpha * rank**0.5 if setting("use_rslora") else alpha
+        patterns = setting("alpha_pattern") or {}
+        try:
+            alpha = next((v for p, v in patterns.items() if _ends_like(path, p)), alpha)
+            # Rank-stabilised (Kalajdzievski 2023, 2312.03732): alpha / sqrt(rank).
+            return float(alpha) * rank**0.5 if setting("use_rslora") else float(alpha)
+        except (TypeError, ValueError, AttributeError, re.error) as error:
+            raise WeightsError(self.source, f"alpha of {path}: {error}.") from None
+
+
+def _ends_like(path: str, pattern: str) -> bool:
+    """PEFT: "^" anchors a pattern, which otherwise matches the end of a path."""
+    # A repeated group can take for ever to match, and the pattern is a stranger's.
+    if len(pattern) > 512 or re.search(r"\)[*+?{]", pattern):
+        raise ValueError(f"the pattern {pattern[:60]!r} is too involved")
+    start = "" if pattern.startswith("^") else r"(.*\.)?"
+    return re.match(rf"{start}({pattern.removeprefix('^')})$", path) is not None
 
 
 # -- writing ------------------------------------------------------------------------------------

@@ -133,6 +133,10 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         for key in sorted((set(was) & set(now) - {"batch", "source"}) | optional):
             if was.get(key) != now.get(key):
                 found.append(f"{part} {key}: {_brief(was.get(key))}, now {_brief(now.get(key))}")
+    files = [{a["name"]: a["sha256"] for a in each.get("adapters", ())} for each in (old, new)]
+    for name in sorted(files[0].keys() & files[1].keys()):
+        if files[0][name] != files[1][name]:
+            found.append(f"{name}: {_brief(files[0][name])}, now {_brief(files[1][name])}")
     return found
 
 

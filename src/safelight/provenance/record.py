@@ -257,7 +257,7 @@ def read(path: str | Path) -> Provenance:
         try:
             record = json.loads(ours)
             known = record.get("kind") == KIND
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             known, record = False, {}
         if known and record.get("schema") != SCHEMA:
             raise InvalidRequest(
@@ -267,19 +267,21 @@ def read(path: str | Path) -> Provenance:
                 "Update safelight.",
             )
         if known:
-            return Provenance(GenerateRequest.from_json(record["request"]), record, text)
+            return Provenance(GenerateRequest.from_json(record.get("request")), record, text)
     if text:
         return from_parameters(text)
     raise InvalidRequest("picture", f"{path} does not say how it was made.")
 
 
+_MAX_LINE = 20_000
 _OPTION = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 
 
 def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:
     """A1111's text, taken apart: prompt, negative prompt, options."""
     *lines, last = text.strip().split("\n")
-    if len(_OPTION.findall(last)) < 3:
+    # Looking for options takes the square of the line's length, and strangers write lines.
+    if len(last) > _MAX_LINE or len(_OPTION.findall(last)) < 3:
         lines, last = [*lines, last], ""
     body, _, negative = "\n".join(lines).partition("Negative prompt:")
     options = {}

@@ -58,8 +58,11 @@ PLAIN = Plan(
 """The networks as they are."""
 
 
-def choose(model: Model) -> Plan:
+def choose(model: Model, *, others: int = 0) -> Plan:
     """The plan for a model where it is.
+
+    Args:
+        others: how many models of its size are laid out beside it.
 
     Float32 on the CPU is what the fusions were measured on. Elsewhere the networks run as they
     are: fewer, larger kernels matter there too, but nothing has been measured yet. So they do
@@ -69,7 +72,7 @@ def choose(model: Model) -> Plan:
     if not known or model.device.type != "cpu" or model.dtype != torch.float32:
         return PLAIN
     weights = sum(4 * p.numel() for net in (model.unet, model.vae) for p in net.parameters())
-    if 2 * weights > _memory() / 2:
+    if 2 * weights * (1 + others) > _memory() / 2:
         return PLAIN
     return everything()
 

@@ -43,13 +43,14 @@ class _Layout(NamedTuple):
     """For every cross-attention."""
 
 
-def prepare(model: Model, plan: Plan | None = None) -> Prepared:
+def prepare(model: Model, plan: Plan | None = None, *, like: Prepared | None = None) -> Prepared:
     """Lay a model out for its machine.
 
     Args:
         plan: what to do; None for what :func:`safelight.runtime.plan.choose` chooses.
+        like: a prepared model whose autoencoder is the same: what is laid out of it is shared.
     """
-    return Prepared(model, choose(model) if plan is None else plan)
+    return Prepared(model, choose(model) if plan is None else plan, like)
 
 
 class Prepared:
@@ -59,7 +60,7 @@ class Prepared:
     parts (adapters, taps) are noticed at each call, and the network itself runs.
     """
 
-    def __init__(self, model: Model, plan: Plan) -> None:
+    def __init__(self, model: Model, plan: Plan, like: Prepared | None = None) -> None:
         from safelight.model import Cache
 
         self.plan = plan
@@ -72,7 +73,10 @@ class Prepared:
         if plan.fused:
             with torch.no_grad():
                 self._fused_unet = FusedUNet(model.unet, plan)
-                self._fused_decoder = FusedDecoder(model.vae, plan)
+                if like is not None and like._vae is model.vae:
+                    self._fused_decoder = like._fused_decoder
+                else:
+                    self._fused_decoder = FusedDecoder(model.vae, plan)
         # An entry holds the tensors whose identity is its key, so that no other can take it.
         self._times: Cache[tuple[object, list[Tensor]]] = Cache(256)
         self._reads: Cache[tuple[object, list[Read]]] = Cache(_remembered(model))

@@ -20,6 +20,7 @@ from safelight.store.weights import StateDict, read_weights
 
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _EXTENSIONS = ("safetensors", "bin")
+_MAX_JSON = 64 * 2**20
 _OLD_ATTENTION = {
     "query": "to_q",
     "key": "to_k",
@@ -35,8 +36,10 @@ def read_json(path: Path) -> dict[str, Any]:
         WeightsError: missing, not JSON, or not an object.
     """
     try:
+        if path.stat().st_size > _MAX_JSON:
+            raise ValueError(f"more than {_MAX_JSON} bytes")
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(path, f"cannot be read: {error}.") from error
     if not isinstance(value, dict):
         raise WeightsError(path, "is not a JSON object.")

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from safelight.errors import WeightsError
-from safelight.spec import TextSpec, UNetSpec, VAESpec, VisionSpec
+from safelight.spec import Record, TextSpec, UNetSpec, VAESpec, VisionSpec
 
 log = logging.getLogger(__name__)
 
@@ -412,9 +412,35 @@ def _older_than_0_9(config: Config) -> bool:
     return all(part.isdigit() for part in parts) and tuple(map(int, parts)) < (0, 9)
 
 
+_MAX_LAYERS, _MAX_NUMBER, _MAX_LEVELS = 256, 2**21, 16
+
+
+def sane(record: Record, file: Path) -> None:
+    """Refuse numbers that no network of this family has: they would only cost time and memory.
+
+    Raises:
+        WeightsError: names the field.
+    """
+    for name, value in dict(record).items():
+        if isinstance(value, Record):
+            sane(value, file)
+            continue
+        values = value if isinstance(value, tuple) else (value,)
+        numbers = [v for v in values if isinstance(v, int) and not isinstance(v, bool)]
+        most = _MAX_LAYERS if "layers" in name else _MAX_NUMBER
+        levels = name in ("channels", "heads", "attention", "only_cross_attention")
+        too_many = levels and len(values) > _MAX_LEVELS
+        if too_many or any(not -1 <= number <= most for number in numbers):
+            raise WeightsError(file, f"{name} = {str(value)[:60]} is absurd.")
+
+
 def _build(kind: Any, file: Path, **fields: Any) -> Any:
     try:
-        return kind(**fields)
+        made = kind(**fields)
+        sane(made, file)
+        return made
+    except ArithmeticError as error:
+        raise WeightsError(file, f"holds numbers that make no network: {error}.") from error
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"])) or "config"

@@ -6,6 +6,8 @@ Nothing here opens a connection before everything local has been tried, and not 
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import os
 import re
 from collections.abc import Iterable
@@ -62,6 +64,9 @@ _TOKENIZERS = {
         for kind in ("-1", "-1-base", "", "-base", "-1-unclip")
     ),
 }
+
+# Packages that carry CLIP's merges.
+_CARRIERS = ("open_clip", "clip", "cn_clip", "eva_clip")
 
 
 @dataclass(frozen=True)
@@ -293,11 +298,25 @@ def _single_files(names: Iterable[str]) -> list[str]:
     return sorted(n for n in names if n.endswith((".safetensors", ".ckpt")))
 
 
+def packaged_tokenizer() -> Path | None:
+    """CLIP's vocabulary in an installed package that carries it; nothing of it is imported."""
+    for name in _CARRIERS:
+        try:
+            found = importlib.util.find_spec(name)
+        except (ImportError, ValueError):
+            continue
+        for place in (found and found.submodule_search_locations) or ():
+            file = Path(place) / "bpe_simple_vocab_16e6.txt.gz"
+            if file.is_file():
+                return file
+    return None
+
+
 def clip_tokenizer(pad_id: int = 49407, *, local_only: bool | None = True) -> Path | None:
     """A folder with CLIP's published vocabulary, for single files, which hold none.
 
     Args:
-        pad_id: the padding that the folder must ask for: 49407 (v1) or 0 (v2).
+        pad_id: the padding that the folder should ask for: 49407 (v1) or 0 (v2).
         local_only: as in :func:`resolve`; the default looks in the local cache only.
 
     Returns:
@@ -305,10 +324,13 @@ def clip_tokenizer(pad_id: int = 49407, *, local_only: bool | None = True) -> Pa
     """
     from huggingface_hub import snapshot_download
 
+    others = [places for pad, places in _TOKENIZERS.items() if pad != pad_id]
     for offline in (True, False):
         if not offline and _offline(local_only):
             break
-        for repo, inside in _TOKENIZERS.get(pad_id, ()):
+        # The vocabulary is one and the same; the other family's folder names another padding,
+        # which whoever reads it replaces.
+        for repo, inside in (*_TOKENIZERS.get(pad_id, ()), *itertools.chain(*others)):
             prefix = "" if inside == "." else f"{inside}/"
             patterns = [f"{prefix}{n}" for n in ("vocab.json", "merges.txt", "*token*.json")]
             try:

@@ -220,6 +220,7 @@ UNET, VAE, TEXT, UNCLIP_VISION = (
     "embedder",
 )
 EMA = "model_ema"
+STATISTICS = "noise_augmentor"
 # What the training code registers beside its networks.
 DROPPED = [
     Row(name, None)
@@ -230,7 +231,7 @@ DROPPED = [
         *("posterior_variance", "posterior_log_variance_clipped"),
         *("posterior_mean_coef1", "posterior_mean_coef2"),
         *("logvar", "lvlb_weights", "scale_factor"),
-        *(EMA, "depth_model", "low_scale_model", "noise_augmentor"),
+        *(EMA, "depth_model", "low_scale_model", STATISTICS),
     )
 ]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import re
 import struct
 import zipfile
@@ -41,6 +42,9 @@ _STORAGES = {
 # They become empty records.
 _INERT = re.compile(r"(pytorch_lightning|lightning|lightning_fabric|omegaconf|ldm)(\.|$)")
 _MAX_NESTING = 8
+_MAX_PROGRAM = 2**28
+_MAX_OPERATIONS = 2**24
+_MAX_RATIO = 20
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
@@ -168,6 +172,17 @@ class _Plain(dict):
         pass
 
 
+class _Parameters(dict):
+    """``torch.nn.ParameterDict``, as the first textual inversions were saved: its tensors only."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        inner = state.get("_parameters") if isinstance(state, dict) else None
+        if isinstance(inner, dict):
+            self.update(inner)
+
+
 class _Unpickler(pickle.Unpickler):
     """Builds :class:`_TensorRef` and plain containers; refuses every other name."""
 
@@ -184,6 +199,8 @@ class _Unpickler(pickle.Unpickler):
             return _STORAGES[global_name]
         if module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype):
             return getattr(torch, global_name)
+        if name == "torch.nn.modules.container.ParameterDict":
+            return _Parameters
         if _INERT.match(module_name):
             return _inert(global_name)
         raise _Refused(f"asks for {name}")
@@ -229,19 +246,7 @@ def read_pickle(path: Path) -> StateDict:
         WeightsError: it is broken, holds no tensors, or asks for anything else than tensors;
             in that case nothing of it has been run.
     """
-    try:
-        tree = _read_zip(path) if zipfile.is_zipfile(path) else _read_stream(path)
-    except _Refused as error:
-        raise WeightsError(
-            path,
-            f"is a pickle that {error}, which is not a tensor; nothing was run.",
-            "Use a safetensors file of the model.",
-        ) from error
-    except WeightsError:
-        raise
-    except Exception as error:  # a broken pickle raises nearly anything
-        raise WeightsError(path, f"is not a readable checkpoint: {error!r}.") from error
-
+    tree = _read(path)
     extra: dict[str, Any] = {}
     for _ in range(_MAX_NESTING):
         if not isinstance(tree, dict):
@@ -253,7 +258,7 @@ def read_pickle(path: Path) -> StateDict:
             break
         tree = tree["state_dict"]
     entries = {
-        key: Entry(ref.size, ref.storage.dtype, path, ref.read)
+        key: _entry(ref, path)
         for key, ref in (tree.items() if isinstance(tree, dict) else ())
         if isinstance(ref, _TensorRef) and isinstance(key, str)
     }
@@ -262,18 +267,73 @@ def read_pickle(path: Path) -> StateDict:
     return StateDict(entries, path, extra)
 
 
+def read_tree(path: Path) -> Any:
+    """What was pickled, as it was nested: dictionaries, an outermost tuple, numbers, strings,
+    unread tensors.
+
+    Other objects become None.
+
+    Raises:
+        WeightsError: as :func:`read_pickle`.
+    """
+
+    seen: dict[int, Any] = {}  # a dictionary may be in many places, or in itself
+
+    def plain(value: Any, depth: int) -> Any:
+        if isinstance(value, _TensorRef):
+            return _entry(value, path)
+        if isinstance(value, dict) and depth < _MAX_NESTING:
+            if id(value) not in seen:
+                out = seen[id(value)] = {}
+                out |= {k: plain(v, depth + 1) for k, v in value.items() if isinstance(k, str)}
+            return seen[id(value)]
+        if isinstance(value, list | tuple) and depth == 0:
+            return tuple(plain(v, 1) for v in value)
+        return value if isinstance(value, int | float | str | bool) else None
+
+    return plain(_read(path), 0)
+
+
+def _entry(ref: _TensorRef, path: Path) -> Entry:
+    return Entry(ref.size, ref.storage.dtype, path, ref.read)
+
+
+def _read(path: Path) -> Any:
+    """The tree of containers and tensor descriptions.
+
+    Raises:
+        WeightsError: as :func:`read_pickle`.
+    """
+    try:
+        return _read_zip(path) if zipfile.is_zipfile(path) else _read_stream(path)
+    except _Refused as error:
+        raise WeightsError(
+            path,
+            f"is a pickle that {error}, which is not a tensor; nothing was run.",
+            "Use a safetensors file of the model.",
+        ) from error
+    except WeightsError:
+        raise
+    except Exception as error:  # a broken pickle raises nearly anything
+        raise WeightsError(path, f"is not a readable checkpoint: {error!r}.") from error
+
+
 def _read_zip(path: Path) -> Any:
     """torch's archive: ``*/data.pkl`` and one file ``*/data/<key>`` a storage."""
     mapped: torch.UntypedStorage | None = None
+    unpacked = 0
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in members if name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise WeightsError(path, "is an archive, but not one of tensors (no data.pkl).")
         root = pickles[0].removesuffix("data.pkl")
-        if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
+        order = members.get(f"{root}byteorder")
+        if order is not None and _member(archive, order, 16) != b"little":
             raise WeightsError(path, "holds big-endian tensors, which are not supported.")
-        unpickler = _Unpickler(io.BytesIO(archive.read(pickles[0])), path)
+        program = io.BytesIO(_member(archive, members[pickles[0]], _MAX_PROGRAM))
+        _bounded(program)
+        unpickler = _Unpickler(program, path)
         tree = unpickler.load()
         for storage in unpickler.storages.values():
             info = members.get(f"{root}data/{storage.key}")
@@ -283,8 +343,34 @@ def _read_zip(path: Path) -> Any:
                 mapped = map_file(path) if mapped is None else mapped
                 storage.source, storage.at = mapped, _data_offset(path, info)
             elif storage.count:
+                # torch stores; whoever packs may do so, but not a whole memory into a small file.
+                unpacked += info.file_size
+                if unpacked > _MAX_RATIO * path.stat().st_size:
+                    raise WeightsError(path, "unpacks to far more than it holds.")
                 storage.source = _from_bytes(archive.read(info))
     return tree
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
+    if info.file_size > most:
+        raise WeightsError(archive.filename, f"{info.filename} says it has {info.file_size} bytes.")
+    return archive.read(info)
+
+
+def _bounded(file: Any) -> None:
+    """Look at the program before it is run, and come back.
+
+    Raises:
+        _Refused: it is absurdly long, or asks for absurdly much memory.
+    """
+    start = file.tell()
+    for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
+        if count > _MAX_OPERATIONS:
+            raise _Refused("is absurdly long")
+        # The memo is a table as long as its highest number.
+        if "PUT" in operation.name and isinstance(argument, int) and argument > _MAX_OPERATIONS:
+            raise _Refused("asks for an absurd amount of memory")
+    file.seek(start)
 
 
 def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
@@ -304,16 +390,17 @@ def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
 def _read_stream(path: Path) -> Any:
     """The layout before torch 1.6: magic, protocol, system, object, keys, then storages."""
     with path.open("rb") as file:
-        if _Unpickler(file, path).load() != _LEGACY_MAGIC:
+        if _load(file, path) != _LEGACY_MAGIC:
             raise WeightsError(path, "is a pickle, but not one that torch wrote.")
-        if _Unpickler(file, path).load() != _LEGACY_PROTOCOL:
+        if _load(file, path) != _LEGACY_PROTOCOL:
             raise WeightsError(path, "has an unknown version of torch's old layout.")
-        system = _Unpickler(file, path).load()
+        system = _load(file, path)
         if not (isinstance(system, dict) and system.get("little_endian", True)):
             raise WeightsError(path, "holds big-endian tensors, which are not supported.")
+        _bounded(file)
         unpickler = _Unpickler(file, path)
         tree = unpickler.load()
-        keys = _Unpickler(file, path).load()
+        keys = _load(file, path)
         size = path.stat().st_size
         mapped = map_file(path)
         at = file.tell()
@@ -329,6 +416,11 @@ def _read_stream(path: Path) -> Any:
     if any(s.source is None for s in unpickler.storages.values()):
         raise WeightsError(path, "lacks a storage that its tensors ask for.")
     return tree
+
+
+def _load(file: Any, path: Path) -> Any:
+    _bounded(file)
+    return _Unpickler(file, path).load()
 
 
 def _from_bytes(data: bytes) -> torch.UntypedStorage:

@@ -89,7 +89,7 @@ def opened(source: Source, *, field: str, max_pixels: int = MAX_PIXELS) -> Image
         raise _too_large(image, field, max_pixels)
     try:
         return ImageOps.exif_transpose(image)
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # a broken picture raises nearly anything
         raise InvalidRequest(field, f"is broken: {error}.") from error
 
 
@@ -196,15 +196,15 @@ def read_metadata(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -
             texts = dict(image.text) if isinstance(image, PngImagePlugin.PngImageFile) else {}
             exif = image.getexif()
             packet = image.info.get("xmp")
-        except (OSError, ValueError, SyntaxError) as error:
+            inner = exif.get_ifd(_EXIF_IFD)
+        except Exception as error:  # broken texts raise nearly anything
             raise InvalidRequest("picture", f"is broken: {error}.") from error
     found = {key: str(text) for key, text in texts.items()}
     parameters, record = found.pop("parameters", None), found.pop("safelight", None)
     in_text = found.pop(_PNG_XMP, None)
     packet = packet.decode("utf-8", "replace") if isinstance(packet, bytes) else in_text
-    inner = exif.get_ifd(_EXIF_IFD)
     comment, note = inner.get(_USER_COMMENT), inner.get(_MAKER_NOTE)
-    if parameters is None and comment:
+    if parameters is None and isinstance(comment, bytes | str) and comment:
         parameters = _decode_comment(comment)
     if record is None and isinstance(note, bytes) and note.startswith(_OWN_NOTE):
         record = note.removeprefix(_OWN_NOTE).decode("utf-8", "replace")
@@ -224,7 +224,7 @@ def _open(source: str | Path | bytes, field: str, max_pixels: int) -> Image.Imag
         raise InvalidRequest(
             field, "is not a picture that can be read.", f"One of {', '.join(_READABLE)}."
         ) from error
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # a broken picture raises nearly anything
         raise InvalidRequest(field, f"cannot be read: {error}.") from error
     if image.width * image.height > max_pixels:
         raise _too_large(image, field, max_pixels)

@@ -14,9 +14,10 @@ from torch import Tensor
 from safelight import presets
 from safelight.errors import InvalidRequest, WeightsError
 from safelight.spec import ModelSpec, TextSpec
-from safelight.store import keymaps
+from safelight.store import configs, keymaps
+from safelight.store.clip_stats import identity, read_clip_stats
 from safelight.store.folder import FolderContents
-from safelight.store.hub import clip_tokenizer
+from safelight.store.hub import clip_tokenizer, packaged_tokenizer
 from safelight.store.weights import Entry, StateDict, read_weights, save_safetensors
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,15 @@ Prediction = Literal["epsilon", "v"]
 # The training step tells the two kinds of v2 apart, which the weights do not.
 _BASE_V2_STEP, _V2_1_STEP = 875000, 110000
 _EMA_AT_LEAST = 100
+SPEC_KEY = "safelight.spec"
+"""In the metadata of files that this package wrote: its spec, as JSON."""
+# Width of its embeddings. OpenCLIP H's (1024) have no statistics.
+_CLIP_L = 768
+_TOKENIZER = (
+    "Give --tokenizer FOLDER with vocab.json and merges.txt (the folder tokenizer/ of any Stable "
+    "Diffusion on the hub, or openai/clip-vit-large-patch14), or pip install open_clip_torch."
+)
+FAMILIES = ("sd-v1", "sd-v2", "image-variations", "unclip", "inpaint", "depth", "x4-upscaler")
 
 
 def read_single_file(
@@ -33,18 +43,25 @@ def read_single_file(
     spec: ModelSpec | None = None,
     ema: bool | None = None,
     prediction_type: Prediction | None = None,
-    tokenizer: Path | None = None,
+    family: str | None = None,
+    layers: int | None = None,
+    tokenizer: str | Path | None = None,
+    clip_stats: str | Path | None = None,
 ) -> FolderContents:
     """Read an original checkpoint; nothing of it is in memory yet.
 
     Args:
         path: the file; pickles go through :mod:`safelight.store.pickles`.
-        spec: what the networks are; None: told from the weights (:func:`detect`).
+        spec: what the networks are; None: what :func:`write_single_file` noted, else told from
+            the weights (:func:`detect`).
         ema: take the moving average of the UNet's weights, which is for inference, or the last
             ones, which are to train on. None: the average where the file has one.
         prediction_type: what the UNet predicts, where the file cannot say (v2).
-        tokenizer: a tokenizer's folder; single files hold none. None: CLIP's from the local
-            hub cache, where it is.
+        family: what to take the file for, instead of what it looks like.
+        layers: residual layers a level, instead of what the names say.
+        tokenizer: a tokenizer's folder, or CLIP's ``bpe_simple_vocab_16e6.txt.gz``; single files
+            hold none. None: CLIP's from the local hub cache or an installed package.
+        clip_stats: mean and std of the picture embeddings (unCLIP on CLIP L).
 
     Returns:
         the same as a folder gives.
@@ -52,15 +69,25 @@ def read_single_file(
     Raises:
         WeightsError: broken, of another family, or with tensors that no row of
             :mod:`safelight.store.keymaps` knows.
+        InvalidRequest: an override makes no sense, or unCLIP on CLIP L comes without statistics.
     """
+    if family is not None and family not in FAMILIES:
+        raise InvalidRequest("family", f"{family!r} is unknown.", f"One of {', '.join(FAMILIES)}.")
+    if prediction_type not in (None, "epsilon", "v"):
+        raise InvalidRequest("prediction_type", f"{prediction_type!r}.", "epsilon or v.")
     state = read_weights(path)
     path = state.file
     notes: list[str] = []
     state = _without_aliases(state)
     if spec is None:
-        spec, notes = detect(state, prediction_type)
+        spec = read_own_spec(state, prediction_type, layers)
+    if spec is None:
+        spec, notes = detect(state, prediction_type, layers)
     elif prediction_type is not None:
         spec = spec.replace(schedule=spec.schedule.replace(prediction_type=prediction_type))
+    if family is not None:
+        spec = spec.replace(family=family)
+    statistics = _statistics(state, spec, clip_stats)
     averaged = sum(name.startswith(f"{keymaps.EMA}.") for name in state) > _EMA_AT_LEAST
     if ema and not averaged:
         raise InvalidRequest("ema", f"{path} has no moving average.", "Leave ema out.")
@@ -69,13 +96,50 @@ def read_single_file(
         notes.append("took the moving average (EMA) of the UNet's weights")
     flat = f"{keymaps.TEXT}.transformer.final_layer_norm.weight" in state
     tensors = keymaps.to_published(state, keymaps.file_rows(spec, flat_text=flat))
+    if statistics is not None:
+        tensors["image_normalizer"] = statistics
     if spec.text is not None and tokenizer is None:
-        tokenizer = clip_tokenizer(spec.text.pad_id)
-        if tokenizer is None:
-            notes.append("single files hold no tokenizer, and the hub cache has none either")
+        tokenizer = clip_tokenizer(spec.text.pad_id) or packaged_tokenizer()
     for note in notes:
         log.warning("%s: %s", path, note)
-    return FolderContents(path, spec, tensors, tokenizer, notes=tuple(notes))
+    place = None if tokenizer is None else Path(tokenizer)
+    if place is not None and not place.exists():
+        raise InvalidRequest("tokenizer", f"no file or folder {place}.", _TOKENIZER)
+    return FolderContents(path, spec, tensors, place, notes=tuple(notes))
+
+
+def no_tokenizer(path: Path) -> InvalidRequest:
+    """The error for a single file whose model reads text, where no vocabulary is at hand."""
+    problem = f"{path.name} holds none, and neither the hub cache nor an installed package has one."
+    return InvalidRequest("tokenizer", problem, _TOKENIZER)
+
+
+def _statistics(
+    state: StateDict, spec: ModelSpec, clip_stats: str | Path | None
+) -> StateDict | None:
+    """Of unCLIP's picture embeddings.
+
+    Raises:
+        InvalidRequest: they are needed, and are neither given nor in the file.
+    """
+    if spec.family != "unclip":
+        if clip_stats is not None:
+            raise InvalidRequest("clip_stats", f"a {spec.family} has no use for them.")
+        return None
+    width = spec.unet.class_embedding_size // 2
+    if clip_stats is not None:
+        return read_clip_stats(clip_stats, width)
+    inside = {n: state.entries.get(f"{keymaps.STATISTICS}.data_{n}") for n in ("mean", "std")}
+    found = {n: e for n, e in inside.items() if e is not None}
+    if len(found) == 2:
+        return state.replace(found)
+    if width == _CLIP_L:
+        raise InvalidRequest(
+            "clip_stats",
+            f"{state.file.name} is unCLIP on CLIP L, which needs its embeddings' mean and std.",
+            "Give --clip-stats ViT-L-14_stats.th: Karlo's file, published beside its checkpoints.",
+        )
+    return identity(width, state.file)
 
 
 def write_single_file(
@@ -93,7 +157,7 @@ def write_single_file(
     Args:
         path: the file.
         spec: what the networks are.
-        state_dicts: ``unet vae text vision``, under published names.
+        state_dicts: ``unet vae text vision`` and ``image_normalizer``, under published names.
         dtype: floating-point tensors are converted to it; None keeps theirs.
 
     Raises:
@@ -101,11 +165,38 @@ def write_single_file(
     """
     path = Path(path)
     states = {part: StateDict.of(state) for part, state in state_dicts.items()}
+    statistics = states.pop("image_normalizer", None)
     entries = keymaps.to_original(states, keymaps.file_rows(spec), path)
     if spec.text is not None and spec.unet.linear_projection and "text" in states:
         entries |= _unused_text(entries, spec.text)
+    if statistics is not None:
+        # The original has no place for them; other readers pass over these names.
+        for name, entry in statistics.entries.items():
+            entries[f"{keymaps.STATISTICS}.data_{name}"] = entry
     entries = {name: entry.cast(dtype) for name, entry in entries.items()}
-    save_safetensors(path, StateDict(entries, path))
+    notes = {SPEC_KEY: spec.model_dump_json(exclude_defaults=True)}
+    save_safetensors(path, StateDict(entries, path), notes)
+
+
+def read_own_spec(
+    state: StateDict, prediction_type: Prediction | None = None, layers: int | None = None
+) -> ModelSpec | None:
+    """What the file says of itself, where this package wrote it.
+
+    Raises:
+        WeightsError: it says nonsense.
+    """
+    text = state.extra.get(SPEC_KEY)
+    if not isinstance(text, str):
+        return None
+    try:
+        spec = ModelSpec.model_validate_json(text)
+    except (ValueError, ArithmeticError) as error:
+        raise WeightsError(state.file, f"its metadata {SPEC_KEY} is no spec: {error}.") from error
+    configs.sane(spec, state.file)
+    if prediction_type is not None:
+        spec = spec.replace(schedule=spec.schedule.replace(prediction_type=prediction_type))
+    return spec.replace(unet=spec.unet.replace(layers_per_block=layers)) if layers else spec
 
 
 def read_vae_file(path: str | Path, spec: ModelSpec) -> StateDict:
@@ -124,13 +215,14 @@ def read_vae_file(path: str | Path, spec: ModelSpec) -> StateDict:
 
 
 def detect(
-    state: StateDict, prediction_type: Prediction | None = None
+    state: StateDict, prediction_type: Prediction | None = None, layers: int | None = None
 ) -> tuple[ModelSpec, list[str]]:
     """Which model of the family an original file is, from names and shapes.
 
     Args:
         state: the file's tensors under their original names.
         prediction_type: overrides what v2 files leave open.
+        layers: overrides the number of residual layers a level.
 
     Returns:
         its spec and notes about what had to be guessed.
@@ -140,20 +232,21 @@ def detect(
     """
     unet = f"{keymaps.UNET}."
     first = state.entries.get(f"{unet}input_blocks.0.0.weight")
-    if first is None:
-        raise WeightsError(state.file, f"is not an original checkpoint: {_guess(state)}.")
+    if first is None or len(first.shape) != 4:
+        raise WeightsError(state.file, f"is not an original checkpoint: {guess(state)}.")
     width = _context_width(state)
     blocks = {n.split(".")[3] for n in state if n.startswith(f"{unet}input_blocks.")}
-    layers = (len(blocks) - 4) // 4
+    layers = layers or (len(blocks) - 4) // 4
     in_channels = first.shape[1]
     label = state.entries.get(f"{unet}label_emb.0.0.weight")
+    label = label if label is not None and len(label.shape) == 2 else None
     notes: list[str] = []
     if any(n.startswith("conditioner.") for n in state) or width not in (768, 1024):
-        raise WeightsError(state.file, f"has a context {width} wide: {_guess(state)}.")
+        raise WeightsError(state.file, f"has a context {width} wide: {guess(state)}.")
 
     name = state.file.stem
     if width == 768:
-        spec = presets.SD_V1.replace(unet=presets.SD_V1.unet.replace(layers_per_block=layers))
+        spec = presets.SD_V1
         if f"{keymaps.TEXT}.model.visual.proj" in state:
             spec = spec.replace(family="image-variations", text=None, vision=presets.CLIP_L_VISION)
         elif in_channels == 9:
@@ -184,7 +277,8 @@ def detect(
         spec = spec.replace(family=kinds.get(in_channels, "sd-v2"))
     if prediction_type is not None:
         spec = spec.replace(schedule=spec.schedule.replace(prediction_type=prediction_type))
-    return spec.replace(name=name, unet=spec.unet.replace(in_channels=in_channels)), notes
+    unet = spec.unet.replace(in_channels=in_channels, layers_per_block=layers)
+    return spec.replace(name=name, unet=unet), notes
 
 
 def _base_or_768(
@@ -205,11 +299,12 @@ def _context_width(state: StateDict) -> int:
         rf"{re.escape(keymaps.UNET)}\.input_blocks\.\d+\.1"
         r"\.transformer_blocks\.0\.attn2\.to_k\.weight"
     )
-    return next((e.shape[1] for n, e in state.entries.items() if pattern.fullmatch(n)), 0)
+    found = (e for n, e in state.entries.items() if pattern.fullmatch(n) and len(e.shape) == 2)
+    return next((entry.shape[1] for entry in found), 0)
 
 
-def _guess(state: StateDict) -> str:
-    """What a file that is not ours may be, for the message."""
+def guess(state: StateDict) -> str:
+    """What a file that is not ours may be, for messages."""
     signs = {
         "conditioner.": "it looks like SDXL",
         "joint_blocks.": "it looks like SD 3",

@@ -39,6 +39,7 @@ _DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_HEADER = 100_000_000
+_MAX_SIDES, _MAX_COUNT = 16, 2**60
 _LISTED = 8
 
 
@@ -275,12 +276,14 @@ def _shape(shape: Iterable[int]) -> str:
 def _read_index(path: Path) -> StateDict:
     """A sharded model: ``{"weight_map": {name: shard file}}`` beside its shards."""
     try:
+        if path.stat().st_size > _MAX_HEADER:
+            raise ValueError("too large")
         shards: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         names = set(shards.values())
         # A shard lies beside its index; a path that leaves the folder is an attack.
         if any(Path(n).name != n for n in names):
             raise ValueError("a shard outside the folder")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(path, f"is not an index of shards: {error!r}.") from error
     files = {name: read_weights(path.parent / name) for name in sorted(names)}
     entries: dict[str, Entry] = {}
@@ -339,8 +342,8 @@ def read_header(path: Path) -> tuple[dict[str, _Record], dict[str, str], int]:
     try:
         header = json.loads(text, object_pairs_hook=_no_duplicates)
         metadata = header.pop("__metadata__", {})
-        if not isinstance(metadata, dict):
-            raise ValueError("metadata must be a dictionary")
+        if not isinstance(metadata, dict) or any(type(v) is not str for v in metadata.values()):
+            raise ValueError("metadata must be a dictionary of texts")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise wrong(f"has a broken safetensors header: {error}.") from error
 
@@ -351,6 +354,8 @@ def read_header(path: Path) -> tuple[dict[str, _Record], dict[str, str], int]:
             begin, end = raw["data_offsets"]
             if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
                 raise ValueError("sizes must be whole numbers")
+            if len(shape) > _MAX_SIDES or math.prod(max(n, 1) for n in shape) > _MAX_COUNT:
+                raise ValueError("a shape that no tensor has")
         except (KeyError, TypeError, ValueError) as error:
             raise wrong(f"describes {name} wrongly: {error!r}.") from error
         if end - begin != math.prod(shape) * dtype.itemsize:

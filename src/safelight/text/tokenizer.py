@@ -7,8 +7,11 @@ one that the published ``CLIPTokenizer`` folders run today, without ``ftfy``.
 
 from __future__ import annotations
 
+import copy
+import gzip
 import json
 import logging
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -29,6 +32,11 @@ _PIECES = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
     r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
+
+
+# The published file lists more merges than CLIP was trained with, and unpacks to 3 MB.
+_CLIP_MERGES = 49152 - 256 - 2
+_MAX_MERGES_BYTES = 16 * 2**20
 
 
 class Chunk(NamedTuple):
@@ -91,6 +99,7 @@ class Tokenizer:
             backend.add_special_tokens([AddedToken(pad, normalized=False)])
         backend.add_tokens([AddedToken(t, normalized=False) for t in self.added])
         self._backend = backend
+        self._rows: dict[int, list[int]] = {}
         self.vocab_size = max(backend.get_vocab().values()) + 1
 
     @classmethod
@@ -165,11 +174,51 @@ class Tokenizer:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise WeightsError(folder, f"is not a CLIP tokenizer: {error!r}.") from error
 
+    @classmethod
+    def from_bpe(cls, file: str | Path, *, pad_id: int | None = None) -> Tokenizer:
+        """CLIP's tokenizer from ``bpe_simple_vocab_16e6.txt.gz``, the merges alone.
+
+        The vocabulary follows from them: byte symbols, the same ending a word, one token a merge,
+        the two specials.
+
+        Raises:
+            WeightsError: the file is something else.
+        """
+        file = Path(file)
+        try:
+            with gzip.open(file, "rb") as packed:
+                text = packed.read(_MAX_MERGES_BYTES).decode("utf-8")
+            lines = text.split("\n")[1 : _CLIP_MERGES + 1]
+            merges = [_pair(line) for line in lines if line.strip()]
+            symbols = byte_symbols()
+            tokens = [*symbols, *(s + END_OF_WORD for s in symbols), *(a + b for a, b in merges)]
+            if len({*tokens}) != len(tokens):
+                raise ValueError("a merge comes twice")
+            vocab = {token: i for i, token in enumerate([*tokens, BOS, EOS])}
+            return cls.from_vocab(vocab, merges, pad_id=pad_id)
+        except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
+            raise WeightsError(file, f"is no list of CLIP's merges: {error}.") from error
+
+    def with_words(self, rows: Mapping[str, Sequence[int]]) -> Tokenizer:
+        """A second tokenizer that knows new words too (textual inversion).
+
+        Args:
+            rows: by word, the rows of the text tower's table that stand for it, in order. A word
+                is found anywhere in a prompt, in any case, as transformers finds added tokens.
+        """
+        twin = copy.copy(self)
+        twin._backend = Backend.from_str(self._backend.to_str())
+        twin._backend.add_tokens([AddedToken(word, normalized=True) for word in rows])
+        ids = twin._backend.get_vocab()
+        twin._rows = {**self._rows, **{ids[word]: [*rows[word]] for word in rows}}
+        return twin
+
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, without start, end and padding, of any length."""
         # A lone surrogate is not text; the backend would raise on it.
         clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return self._backend.encode(clean, add_special_tokens=False).ids
+        ids = self._backend.encode(clean, add_special_tokens=False).ids
+        return [row for i in ids for row in self._rows.get(i, (i,))] if self._rows else ids
 
     def count(self, text: str) -> int:
         """How many ids ``text`` has; a window holds ``context_length - 2``."""
