@@ -109,6 +109,14 @@ def command(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Bit-equal pictures; one a network call.")
     ] = False,
+    safety: Annotated[
+        str | None,
+        typer.Option("--safety", help="Flagged pictures: off, flag, blur, black or reject."),
+    ] = None,
+    safety_checker: Annotated[
+        str | None,
+        typer.Option("--safety-checker", help="A folder or a hub id, for any model."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     quiet: Annotated[
         bool, typer.Option("-q", "--quiet", help="Print nothing but where the pictures are.")
@@ -148,6 +156,7 @@ def command(
         weighting=weighting,
         deterministic=deterministic,
         preview_every=preview,
+        safety=safety,
     )
     places = naming.plan(output, picture_format, name_pattern)
     if device is not None and not re.fullmatch(r"(cpu|mps|cuda)(:\d+)?", device):
@@ -163,7 +172,8 @@ def command(
 
         if deterministic:
             _steady()
-        generator = load(model, device=device, dtype=None if dtype is None else dtype.value)
+        kind = None if dtype is None else dtype.value
+        generator = load(model, device=device, dtype=kind, safety_checker=safety_checker)
         (request,) = generator.requests(request=request)
     for note in generator.model.notes:
         say.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
@@ -329,6 +339,7 @@ class _Shoot:
                     "seed": result.seed,
                     "outcome": result.outcome,
                     "message": result.message,
+                    "nsfw": result.nsfw,
                     "notices": list(result.notices),
                     "metadata": dict(result.metadata),
                 }
