@@ -29,7 +29,7 @@ def sorted_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
     scenes = [stilllife.scene(3, k, "val") for k in range(400)]
     captions = [stilllife.plain_caption(scene) for scene in scenes]
-    red = [k for k, words in enumerate(captions) if "red cube" in words][:16]
+    red = [k for k, words in enumerate(captions) if "red cube" in words][:12]
     rest = [k for k, words in enumerate(captions) if "red" not in words and "cube" not in words]
     for name, chosen in (("unsafe", red), ("safe", rest[:32])):
         (folder / name).mkdir()
@@ -64,7 +64,7 @@ def test_a_checker_from_a_sentence_with_the_shipped_clip(
     assert run("safety", "measure", sorted_scenes, "--checker", folder, "--json",
                "--plot", tmp_path / "roc.png") == 0  # fmt: skip
     found = json.loads(capsys.readouterr().out)
-    assert (found["safe"], found["unsafe"]) == (32, 16)
+    assert (found["safe"], found["unsafe"]) == (32, 12)
     assert found["area"] > 0.9
     assert found["flagged_of_unsafe"] - found["flagged_of_safe"] > 0.7
     with Image.open(tmp_path / "roc.png") as drawn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -101,8 +101,8 @@ def measure(
         typer.echo(f"wrong: {path}")
 
 
-def _can_plot(path: Path | None) -> Any:
-    """Whether a plot can be drawn, before anything is computed."""
+def _can_plot(path: Path | None) -> None:
+    """Refuse a plot that cannot be drawn, before anything is computed."""
     if path is None:
         return
     if path.suffix.lower() != ".png":

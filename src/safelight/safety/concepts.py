@@ -83,7 +83,7 @@ def _from_toml(text: str, file: Path) -> list[Concept]:
     try:
         rows: list[dict[str, Any]] = tomllib.loads(text).get("concept", [])
         found = [Concept.model_validate(row) for row in rows]
-    except (tomllib.TOMLDecodeError, ValidationError, AttributeError) as error:
+    except (tomllib.TOMLDecodeError, ValidationError, TypeError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
         said = f"{first['loc']}: {first['msg']}" if first else str(error)
         raise InvalidRequest("concepts", f"{file}: {said}.") from None
