@@ -190,6 +190,7 @@ WRONG = [
     ([CUBE, "--name-pattern", "../{seed}"], "name-pattern: "),
     ([CUBE, "--name-pattern", "{seed"], "name-pattern: "),
     ([CUBE, "--eta", 1, "--sampler", "pndm"], "eta: "),
+    ([CUBE, "--safety", "maybe"], "safety: must be"),
     ([CUBE, "--no-such-option"], "--no-such-option"),
 ]
 

