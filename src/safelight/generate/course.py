@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from safelight.conditioning import Conditioning, encode_prompts
+from safelight.conditioning import Conditioning, Script, encode_prompts, script, text_windows
 from safelight.diffusion import grid, guidance, noise, solvers
 from safelight.engine import Picture, Progress
 from safelight.errors import InvalidRequest
@@ -22,6 +22,7 @@ from safelight.model import Model
 from safelight.request import GenerateRequest
 from safelight.spec import ScheduleSpec
 from safelight.text import weighting
+from safelight.text.prompt import Text
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,6 @@ def plot(model: Model, request: GenerateRequest) -> Course:
         raise InvalidRequest(
             "clip_skip", f"{request.clip_skip}, but there are {spec.text.layers} text layers."
         )
-    for text in (request.prompt, request.negative_prompt):
-        weighting.parse(text, request.weighting)
     sampler = request.sampler or spec.schedule.sampler
     spacing, steps, options = published(spec.schedule, sampler)
     options |= request.sampler_options
@@ -66,7 +65,9 @@ def plot(model: Model, request: GenerateRequest) -> Course:
     # A solver is a generator: making one checks its options and computes nothing.
     start, source = torch.zeros(1), noise.step_noise(0, (1,))
     solvers.solve(sampler, start, model.schedule, levels, noise=source, **options).close()
-    return Course(sampler, levels, options, solvers.calls(sampler, levels, **options))
+    course = Course(sampler, levels, options, solvers.calls(sampler, levels, **options))
+    screenplay(model, request, course)
+    return course
 
 
 def published(
@@ -112,23 +113,33 @@ def _unknown(text: str, known: tuple[str, ...]) -> list[str]:
 def notices(model: Model, request: GenerateRequest) -> tuple[str, ...]:
     """What the caller should know: words the model has never heard, prompts of several windows."""
     found = []
-    for name, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
-        fragments = weighting.parse(text, request.weighting)
-        words = " ".join(fragment for fragment, _ in fragments)
+    for name, texts in _texts(request).items():
+        words = " ".join(words for text in texts for words, _ in text.fragments)
         if unknown := _unknown(words, model.spec.words):
             found.append(
                 f"{model.spec.name} knows {len(model.spec.words)} words, and has never heard of: "
                 f"{', '.join(unknown)}"
             )
         if model.tokenizer is not None:
-            tokens = sum(model.tokenizer.count(fragment) for fragment, _ in fragments)
-            room = model.tokenizer.context_length - 2
-            if tokens > room:
+            read = max((text_windows(model.tokenizer, text) for text in texts), key=len)
+            if len(read) > 1:
+                tokens = sum(source >= 0 for window in read for source in window.sources)
                 found.append(
-                    f"the {name} has {tokens} tokens: read in {-(-tokens // room)} windows of "
-                    f"{room}, nothing is cut"
+                    f"the {name} has {tokens} tokens: read in {len(read)} windows of "
+                    f"{model.tokenizer.context_length - 2}, nothing is cut"
                 )
     return tuple(dict.fromkeys(found))
+
+
+def _texts(request: GenerateRequest) -> dict[str, tuple[Text, ...]]:
+    """What the prompts say at all steps, by the name that people know them by."""
+    steps = request.steps or 1
+    return {
+        "prompt": weighting.parse(request.prompt, request.weighting).texts(steps),
+        "negative prompt": weighting.parse(
+            request.negative_prompt, request.weighting, "negative_prompt"
+        ).texts(steps),
+    }
 
 
 def picture(
@@ -152,30 +163,42 @@ def picture(
         noise=source(seed, shape),
         **course.options,
     )
-    low, high = request.guidance_interval or (0.0, float("inf"))
-    if spec.unet.guidance_embedding_size:  # a distilled student is told its scale
-        program = guidance.plain()
-    else:
-        program = guidance.program(request.guidance_scale or 0.0, low, high)
+    play = screenplay(model, request, course)
     return Picture(
         solver,
-        branches(model, request),
-        program,
+        branches(model, request, play),
+        play.program,
         rescale=request.guidance_rescale,
         on_step=on_step,
         alone=request.deterministic,
     )
 
 
-def branches(model: Model, request: GenerateRequest) -> list[Conditioning]:
-    """Unconditional and prompt, encoded by themselves: other prompts' lengths play no part."""
-    scale, width = request.guidance_scale or 0.0, model.spec.unet.guidance_embedding_size
-    texts = [request.negative_prompt, request.prompt]
-    if scale <= 1 or width:
-        texts = [request.prompt]  # a long negative prompt must not lengthen this one
-    parsed = [weighting.parse(text, request.weighting) for text in texts]
-    encoded = encode_prompts(model, parsed, clip_skip=request.clip_skip or 0)
-    if width:
-        told = guidance.guidance_embedding(torch.tensor([scale]), width)[0].to(model.device)
+def screenplay(model: Model, request: GenerateRequest, course: Course) -> Script:
+    """Which texts the run reads, and the guidance program over them.
+
+    Raises:
+        InvalidRequest: a mistake in a prompt, with its place.
+    """
+    levels = course.grid
+    low, high = request.guidance_interval or (0.0, float("inf"))
+    return script(
+        weighting.parse(request.prompt, request.weighting),
+        weighting.parse(request.negative_prompt, request.weighting, "negative_prompt"),
+        max(1, round(levels.steps * len(levels) / len(levels.timesteps))),
+        request.guidance_scale or 0.0,
+        low,
+        high,
+        # A distilled student is told its scale.
+        guided=not model.spec.unet.guidance_embedding_size,
+    )
+
+
+def branches(model: Model, request: GenerateRequest, play: Script) -> list[Conditioning]:
+    """One a text of ``play``, encoded by themselves: other prompts' lengths play no part."""
+    encoded = encode_prompts(model, play.texts, clip_skip=request.clip_skip or 0)
+    if width := model.spec.unet.guidance_embedding_size:
+        scale = torch.tensor([request.guidance_scale or 0.0])
+        told = guidance.guidance_embedding(scale, width)[0].to(model.device)
         encoded = [dataclasses.replace(each, guidance=told) for each in encoded]
-    return [encoded[0], encoded[-1]]
+    return encoded
