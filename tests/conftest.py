@@ -89,7 +89,9 @@ def no_network(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
 
 # -- skips ------------------------------------------------------------------------------------
 
-ALLOWED_SKIPS = re.compile(r"no (CUDA|MPS) device|no C compiler|needs (Windows|macOS|Linux)")
+ALLOWED_SKIPS = re.compile(
+    r"no (CUDA|MPS) device|no C compiler|no compel package|needs (Windows|macOS|Linux)"
+)
 """Reasons that are true of a machine. Any other skip fails where SAFELIGHT_CI is set."""
 
 

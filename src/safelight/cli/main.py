@@ -32,6 +32,7 @@ class Entry(NamedTuple):
 COMMANDS = {
     "generate": Entry("safelight.cli.generate", "Make pictures from a sentence."),
     "replay": Entry("safelight.cli.replay", "Make a picture again, and compare the two."),
+    "tokens": Entry("safelight.cli.tokens", "Count a prompt's tokens; show its windows."),
     "info": Entry("safelight.cli.info", "Show what a model or a picture is made of."),
     "models": Entry("safelight.cli.models", "List the models at hand; export one."),
     "doctor": Entry("safelight.cli.doctor", "Check this machine, or a model's files."),

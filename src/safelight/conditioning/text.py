@@ -21,14 +21,13 @@ from safelight.conditioning.slots import Conditioning, pad_tokens
 from safelight.diffusion import guidance
 from safelight.errors import InvalidRequest
 from safelight.text.prompt import Clause, Fragments, Prompt, Text
-from safelight.text.windows import Manner
+from safelight.text.windows import MANNERS
 
 if TYPE_CHECKING:
     from safelight.model import Model
-    from safelight.text.tokenizer import Chunk, Tokenizer
+    from safelight.text.tokenizer import Chunk
 
 _EMPTY = Text.of(("", 1.0))
-_MANNERS: dict[str, Manner] = {"none": "hard", "a1111": "comma", "compel": "sentence"}
 _FAINTEST = 1e-5  # a weight of 0 would mix with an infinite share
 
 
@@ -58,16 +57,6 @@ def encode_prompts(
     encoder = _Encoder(model, clip_skip)
     longest = max(len(encoder.states(text)) for text in texts)
     return [Conditioning(encoder.states(text, longest)) for text in texts]
-
-
-def text_windows(tokenizer: Tokenizer, text: Text) -> list[Chunk]:
-    """The windows that a text is read in, for counting. What is mixed stands side by side."""
-    return [
-        chunk
-        for clause in text.clauses
-        for fragments, _ in clause.blend
-        for chunk in tokenizer.weighted_chunks(fragments, _MANNERS[text.dialect])
-    ]
 
 
 class _Encoder:
@@ -159,7 +148,7 @@ class _Encoder:
 
     def _chunks(self, text: Text, fragments: Fragments) -> list[Chunk]:
         assert self.model.tokenizer is not None
-        return self.model.tokenizer.weighted_chunks(fragments, _MANNERS[text.dialect])
+        return self.model.tokenizer.weighted_chunks(fragments, MANNERS[text.dialect])
 
     def _weights(self, chunks: Sequence[Chunk]) -> Tensor:
         return torch.tensor([chunk.weights for chunk in chunks], device=self.model.device)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from safelight.conditioning import Conditioning, Script, encode_prompts, script, text_windows
+from safelight.conditioning import Conditioning, Script, encode_prompts, script
 from safelight.diffusion import grid, guidance, noise, solvers
 from safelight.engine import Picture, Progress
 from safelight.errors import InvalidRequest
@@ -22,6 +22,7 @@ from safelight.model import Model
 from safelight.request import GenerateRequest
 from safelight.spec import ScheduleSpec
 from safelight.text import weighting
+from safelight.text.counting import text_windows
 from safelight.text.prompt import Text
 
 
@@ -66,6 +67,8 @@ def plot(model: Model, request: GenerateRequest) -> Course:
     start, source = torch.zeros(1), noise.step_noise(0, (1,))
     solvers.solve(sampler, start, model.schedule, levels, noise=source, **options).close()
     course = Course(sampler, levels, options, solvers.calls(sampler, levels, **options))
+    if weighting.extract_loras(request.prompt, request.weighting)[1]:
+        raise InvalidRequest("prompt", "asks for a LoRA, which is not loaded yet from prompts.")
     screenplay(model, request, course)
     return course
 

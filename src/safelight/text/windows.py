@@ -12,6 +12,9 @@ from typing import Literal
 
 Manner = Literal["hard", "comma", "sentence"]
 
+MANNERS: dict[str, Manner] = {"none": "hard", "a1111": "comma", "compel": "sentence"}
+"""Of each dialect (:mod:`safelight.text.weighting`)."""
+
 BACKTRACK = 20
 """How many tokens the web UI looks back for a comma (its ``comma_padding_backtrack``)."""
 
