@@ -319,7 +319,7 @@ class _Reader:
         key = (rule, at, end)
         if key not in self._known:
             self._depth += 1
-            if self._depth > 3 * MAX_DEPTH:
+            if self._depth > 2 * MAX_DEPTH:  # two rules a bracket
                 raise self._error(at, f"more than {MAX_DEPTH} brackets are open.")
             self._known[key] = read(at, end)
             self._depth -= 1
