@@ -185,7 +185,7 @@ def test_loras_are_taken_out():
 )
 def test_compel(prompt, expected):
     if expected is None:
-        expected = [("hairy", 1), ("mountain, man with a", 1.1), ("beard", 1.21)]
+        expected = [("hairy", 1), ("mountain , man with a", 1.1), ("beard", 1.21)]
     assert rounded(fragments(prompt, "compel")) == rounded(expected)
 
 
