@@ -242,6 +242,26 @@ def _tell_licence(notice: str) -> None:
     logging.getLogger("safelight.licence").warning(notice)
 
 
+def load_tokenizer(name: str | Path = "tiny", *, local_only: bool | None = None) -> Tokenizer:
+    """The tokenizer of a model, without its networks.
+
+    Raises:
+        ModelNotFound, WeightsError: as :meth:`Model.load`; a single file has none to give.
+    """
+    family = FAMILY / ALIASES.get(str(name), str(name)) / "model.json"
+    if family.is_file():
+        record = json.loads(family.read_text())
+        return Tokenizer.from_folder(FAMILY / record["files"]["tokenizer"]["path"])
+    path = Path(name)
+    if not path.exists():
+        from safelight.store.hub import resolve
+
+        path = Path(resolve(name, local_only=local_only).path)
+    if not (path / "tokenizer").is_dir():
+        raise WeightsError(path, "holds no tokenizer folder.", "Name a folder or a hub id.")
+    return Tokenizer.from_folder(path / "tokenizer")
+
+
 def pick_device(device: str | torch.device | None) -> torch.device:
     """The device asked for, or the best there is."""
     if device is None:

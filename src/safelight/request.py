@@ -88,6 +88,7 @@ ALIASES: dict[str, str] = {
     "h": "height",
     "dialect": "weighting",
     "prompt_weighting": "weighting",
+    "prompt_dialect": "weighting",
     "preview_interval": "preview_every",
     "init_image": "image",
     "input_image": "image",
@@ -236,9 +237,10 @@ class GenerateRequest(Record):
     """Of the first picture; picture k has seed + k. None or -1 draws one."""
     count: Annotated[Whole, Field(ge=1, le=1000)] = 1
     clip_skip: Annotated[Whole, Field(ge=0, le=11)] | None = None
-    """Text layers left out at the end, as diffusers counts (A1111 counts one more)."""
+    """Text layers left out at the end, as diffusers counts. A1111 counts one more, under the name
+    ``CLIP_stop_at_last_layers``."""
     weighting: Literal["none", "a1111", "compel"] = "none"
-    """Dialect of word weights in the prompts."""
+    """Dialect of the prompts: word weights and more, see docs/prompts.md."""
     loras: tuple[tuple[str, Annotated[Number, Field(ge=-100, le=100)]], ...] = ()
     """Adapters and how strongly each acts: (file, or name in the folder of them, scale). A name
     alone counts as 1."""
@@ -409,6 +411,8 @@ class GenerateRequest(Record):
             plain = ALIASES.get(name, name)
             if name == "scheduler" and isinstance(value, str) and _is_sampler(value):
                 plain = "sampler"
+            if name.lower() == "clip_stop_at_last_layers":
+                plain, value = "clip_skip", _skipped(name, value)
             if plain not in cls.model_fields:
                 raise InvalidRequest(name, "is not an argument.", _closest(name, cls))
             if plain in fields:
@@ -558,6 +562,19 @@ def _is_sampler(name: str) -> bool:
             return False
         return True
     return False
+
+
+def _skipped(name: str, value: Any) -> int | None:
+    """Layers left out, where A1111 counts which one from the end is the last: 1 is all of them."""
+    if value is None:
+        return None
+    try:
+        number = _whole(value)
+    except ValueError as error:
+        raise InvalidRequest(name, str(error)) from None
+    if number < 1:
+        raise InvalidRequest(name, f"must be at least 1, not {number}.")
+    return number - 1
 
 
 def _product(a: Any, b: Any, first: str, second: str) -> int:

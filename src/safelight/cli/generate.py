@@ -90,8 +90,13 @@ def command(
     clip_skip: Annotated[
         int | None, typer.Option("--clip-skip", help="Text layers left out at the end.")
     ] = None,
+    clip_stop: Annotated[
+        int | None,
+        typer.Option("--clip-stop-at-last-layers", help="The same, as A1111 counts: one more."),
+    ] = None,
     weighting: Annotated[
-        str, typer.Option("--weighting", help="Dialect of word weights: none, a1111, compel.")
+        str,
+        typer.Option("--prompt-dialect", "--weighting", help="none, a1111 or compel."),
     ] = "none",
     lora: Annotated[
         list[str] | None,
@@ -179,6 +184,7 @@ def command(
         width, height = _size(size)
     if n_iter < 1:
         raise InvalidRequest("n-iter", f"must be at least 1, not {n_iter}.")
+    skips = {"clip_skip": clip_skip, "clip_stop_at_last_layers": clip_stop}
     request = GenerateRequest.from_kwargs(
         prompt=sentence,
         negative_prompt=negative_prompt,
@@ -192,7 +198,7 @@ def command(
         height=height,
         seed=seed,
         count=count * n_iter,
-        clip_skip=clip_skip,
+        **{name: value for name, value in skips.items() if value is not None},
         weighting=weighting,
         loras=adapters.scaled(lora or ()),
         embeddings=adapters.worded(embedding or ()),

@@ -32,6 +32,7 @@ class Entry(NamedTuple):
 COMMANDS = {
     "generate": Entry("safelight.cli.generate", "Make pictures from a sentence."),
     "replay": Entry("safelight.cli.replay", "Make a picture again, and compare the two."),
+    "tokens": Entry("safelight.cli.tokens", "Count a prompt's tokens; show its windows."),
     "info": Entry("safelight.cli.info", "Show what a picture, a model or a file of weights is."),
     "verify": Entry("safelight.cli.verify", "Say what the marks in a picture prove."),
     "card": Entry("safelight.cli.card", "Print a model's licence, uses and limits."),

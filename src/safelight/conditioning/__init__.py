@@ -5,6 +5,6 @@ pipelines of their own.
 """
 
 from safelight.conditioning.slots import Conditioning, pad_tokens
-from safelight.conditioning.text import encode_prompts
+from safelight.conditioning.text import Script, encode_prompts, script
 
-__all__ = ["Conditioning", "encode_prompts", "pad_tokens"]
+__all__ = ["Conditioning", "Script", "encode_prompts", "pad_tokens", "script"]

@@ -65,14 +65,20 @@ def classifier_free(
 def composed(scale: float, prompts: Mapping[int, float], *, unconditional: int = 0) -> Program:
     """Several prompts at once (A1111's AND): ``u + scale Σ w_k (c_k - u)``.
 
+    One prompt of weight 1 is :func:`classifier_free`; as there, a scale below 1 counts as 1.
+
     Args:
         prompts: branch -> weight; negative weights push away.
     """
-    if scale <= 1 and len(prompts) == 1:
-        return plain(next(iter(prompts)))
+    if len(prompts) == 1 and 1.0 in prompts.values():
+        return classifier_free(scale, unconditional=unconditional, conditional=next(iter(prompts)))
+    if not math.isfinite(scale):
+        raise ValueError(f"guidance scale must be finite, not {scale}")
+    scale = max(scale, 1.0)
     rest = 1 - scale * sum(prompts.values())
     branches = ((unconditional, rest), *((k, scale * w) for k, w in prompts.items()))
-    kept = tuple((k, w) for k, w in branches if w != 0)
+    # What is left of weights that cancel is rounding, and not worth a branch.
+    kept = tuple((k, w) for k, w in branches if abs(w) > 1e-9)
     return lambda step: kept
 
 
@@ -88,10 +94,34 @@ def interval(inside: Program, low: float, high: float, outside: Program | None =
     return lambda step: inside(step) if low < step.sigma <= high else other(step)
 
 
-def program(scale: float, low: float = 0.0, high: float = math.inf) -> Program:
-    """What a request's guidance scale and interval mean: none, CFG, or CFG in an interval."""
-    inside = classifier_free(scale)
-    return inside if low <= 0 and math.isinf(high) else interval(inside, low, high)
+def program(
+    scale: float,
+    low: float = 0.0,
+    high: float = math.inf,
+    *,
+    prompts: Mapping[int, float] | None = None,
+    unconditional: int = UNCONDITIONAL,
+) -> Program:
+    """What a request's guidance scale and interval mean: none, CFG, or CFG in an interval.
+
+    Args:
+        prompts: as for :func:`composed`; default: branch 1 alone. Outside the interval they are
+            added without guidance.
+    """
+    said = {CONDITIONAL: 1.0} if prompts is None else prompts
+    inside = composed(scale, said, unconditional=unconditional)
+    if low <= 0 and math.isinf(high):
+        return inside
+    return interval(inside, low, high, composed(1.0, said, unconditional=unconditional))
+
+
+def by_step(programs: Sequence[Program]) -> Program:
+    """A program for each sampling step: prompts that change during a run.
+
+    Samplers that ask several times a step (Heun), or once more a run (PNDM), stay with their
+    step's.
+    """
+    return lambda step: programs[step.index * len(programs) // step.total](step)
 
 
 def combine(predictions: Sequence[Tensor] | Tensor, weights: Sequence[float]) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from safelight.conditioning import Conditioning, encode_prompts
+from safelight.conditioning import Conditioning, Script, encode_prompts, script
 from safelight.diffusion import grid, guidance, noise, solvers
 from safelight.diffusion.keep import keep
 from safelight.engine import Picture, Progress
@@ -25,6 +25,8 @@ from safelight.model import Model
 from safelight.request import GenerateRequest
 from safelight.spec import ScheduleSpec
 from safelight.text import weighting
+from safelight.text.counting import text_windows
+from safelight.text.prompt import Text
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,6 @@ def plot(model: Model, request: GenerateRequest) -> Course:
         raise InvalidRequest(
             "clip_skip", f"{request.clip_skip}, but there are {spec.text.layers} text layers."
         )
-    for text in (request.prompt, request.negative_prompt):
-        weighting.parse(text, request.weighting)
     sampler = request.sampler or spec.schedule.sampler
     spacing, steps, options = published(spec.schedule, sampler)
     options |= request.sampler_options
@@ -77,7 +77,9 @@ def plot(model: Model, request: GenerateRequest) -> Course:
     solvers.solve(sampler, first, model.schedule, levels, noise=source, **options).close()
     calls = 0 if start == "nothing" else solvers.calls(sampler, levels, **options)
     notes += _noise_notes(model, request)
-    return Course(sampler, levels, options, calls, Scene(model, request), start, tuple(notes))
+    course = Course(sampler, levels, options, calls, Scene(model, request), start, tuple(notes))
+    screenplay(model, request, course)
+    return course
 
 
 def _levels(
@@ -178,23 +180,33 @@ def _unknown(text: str, known: tuple[str, ...]) -> list[str]:
 def notices(model: Model, request: GenerateRequest) -> tuple[str, ...]:
     """What the caller should know: words the model has never heard, prompts of several windows."""
     found = []
-    for name, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
-        fragments = weighting.parse(text, request.weighting)
-        words = " ".join(fragment for fragment, _ in fragments)
+    for name, texts in _texts(request).items():
+        words = " ".join(words for text in texts for words, _ in text.fragments)
         if unknown := _unknown(words, model.spec.words):
             found.append(
                 f"{model.spec.name} knows {len(model.spec.words)} words, and has never heard of: "
                 f"{', '.join(unknown)}"
             )
         if model.tokenizer is not None:
-            tokens = sum(model.tokenizer.count(fragment) for fragment, _ in fragments)
-            room = model.tokenizer.context_length - 2
-            if tokens > room:
+            read = max((text_windows(model.tokenizer, text) for text in texts), key=len)
+            if len(read) > 1:
+                tokens = sum(source >= 0 for window in read for source in window.sources)
                 found.append(
-                    f"the {name} has {tokens} tokens: read in {-(-tokens // room)} windows of "
-                    f"{room}, nothing is cut"
+                    f"the {name} has {tokens} tokens: read in {len(read)} windows of "
+                    f"{model.tokenizer.context_length - 2}, nothing is cut"
                 )
     return tuple(dict.fromkeys(found))
+
+
+def _texts(request: GenerateRequest) -> dict[str, tuple[Text, ...]]:
+    """What the prompts say at all steps, by the name that people know them by."""
+    steps = request.steps or 1
+    return {
+        "prompt": weighting.parse(request.prompt, request.weighting).texts(steps),
+        "negative prompt": weighting.parse(
+            request.negative_prompt, request.weighting, "negative_prompt"
+        ).texts(steps),
+    }
 
 
 def picture(
@@ -222,35 +234,48 @@ def picture(
     )
     if begun.image is not None and begun.mask is not None:
         solver = keep(solver, begun.image, begun.mask, begun.first)
-    low, high = request.guidance_interval or (0.0, float("inf"))
-    if spec.unet.guidance_embedding_size:  # a distilled student is told its scale
-        program = guidance.plain()
-    else:
-        program = guidance.program(request.guidance_scale or 0.0, low, high)
+    play = screenplay(model, request, course)
     return Picture(
         solver,
-        course.scene.told(seed, branches(model, request)),
-        program,
+        course.scene.told(seed, branches(model, request, play), play.negatives),
+        play.program,
         rescale=request.guidance_rescale,
         on_step=on_step,
         alone=request.deterministic,
     )
 
 
-def branches(model: Model, request: GenerateRequest) -> list[Conditioning]:
-    """Unconditional and prompt, encoded by themselves: other prompts' lengths play no part.
+def screenplay(model: Model, request: GenerateRequest, course: Course) -> Script:
+    """Which texts the run reads, and the guidance program over them.
 
-    None for a model that reads no text.
+    Raises:
+        InvalidRequest: a mistake in a prompt, with its place.
     """
+    levels, scale = course.grid, request.guidance_scale or 0.0
+    low, high = request.guidance_interval or (0.0, float("inf"))
+    # A distilled student is told its scale.
+    guided = not model.spec.unet.guidance_embedding_size
     if model.spec.text is None:
-        return []
-    scale, width = request.guidance_scale or 0.0, model.spec.unet.guidance_embedding_size
-    texts = [request.negative_prompt, request.prompt]
-    if scale <= 1 or width:
-        texts = [request.prompt]  # a long negative prompt must not lengthen this one
-    parsed = [weighting.parse(text, request.weighting) for text in texts]
-    encoded = encode_prompts(model, parsed, clip_skip=request.clip_skip or 0)
-    if width:
-        told = guidance.guidance_embedding(torch.tensor([scale]), width)[0].to(model.device)
+        program = guidance.program(scale, low, high) if guided else guidance.plain()
+        return Script((), 1, program)
+    return script(
+        weighting.parse(request.prompt, request.weighting),
+        weighting.parse(request.negative_prompt, request.weighting, "negative_prompt"),
+        max(1, round(levels.steps * len(levels) / len(levels.timesteps))),
+        scale,
+        low,
+        high,
+        guided=guided,
+    )
+
+
+def branches(model: Model, request: GenerateRequest, play: Script) -> list[Conditioning]:
+    """One a text of ``play``, encoded by themselves: other prompts' lengths play no part."""
+    if not play.texts:
+        return []  # the model reads none
+    encoded = encode_prompts(model, play.texts, clip_skip=request.clip_skip or 0)
+    if width := model.spec.unet.guidance_embedding_size:
+        scale = torch.tensor([request.guidance_scale or 0.0])
+        told = guidance.guidance_embedding(scale, width)[0].to(model.device)
         encoded = [dataclasses.replace(each, guidance=told) for each in encoded]
-    return [encoded[0], encoded[-1]]
+    return encoded

@@ -34,6 +34,7 @@ from safelight.model import Model
 from safelight.request import MAX_SEED, GenerateRequest, ImageResult, Outcome
 from safelight.safety import Moderation
 from safelight.store.registry import Registry
+from safelight.text import weighting
 from safelight.verdict import Moderated
 
 log = logging.getLogger(__name__)
@@ -178,7 +179,8 @@ class Generator:
         jobs: list[_Job] = []
         for call, each in enumerate(requests):
             guard.check(self.model, each)
-            adaptation = self.adapters.plan(each)
+            named = weighting.extract_loras(each.prompt, each.weighting)[1]
+            adaptation = self.adapters.plan(each.replace(loras=(*each.loras, *named)))
             course = plot(self.model, each)
             heard = notices(self.adapters.reader(adaptation), each)
             told = (*course.notes, *heard, *adaptation.notes)

@@ -134,8 +134,14 @@ class Scene:
 
     # -- what the network is told ----------------------------------------------------------------
 
-    def told(self, seed: int, branches: Sequence[Conditioning]) -> list[Conditioning]:
-        """The text's branches, unconditional first, with what the pictures add to them."""
+    def told(
+        self, seed: int, branches: Sequence[Conditioning], negatives: int = 1
+    ) -> list[Conditioning]:
+        """The text's branches, with what the pictures add to them.
+
+        Args:
+            negatives: so many of them, the first, are unconditional.
+        """
         model, family = self.model, self.model.spec.family
         dtype, place = model.dtype, model.device
         if family == "image-variations":
@@ -145,10 +151,9 @@ class Scene:
             level = min(self.request.noise_level or 0, model.spec.max_noise_level)
             extra = noise.stream(seed, embedding.shape, "embedding")
             vector = unclip.class_vector(model, embedding, level, extra).to(place, dtype)
-            vectors = [torch.zeros_like(vector), vector]
             return [
-                dataclasses.replace(branch, vector=each)
-                for branch, each in zip(branches, vectors, strict=True)
+                dataclasses.replace(branch, vector=vector if k >= negatives else 0 * vector)
+                for k, branch in enumerate(branches)
             ]
         changes: dict[str, Any] = {}
         if family == "inpaint":

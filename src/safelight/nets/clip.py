@@ -33,12 +33,14 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``mask``: instead of the causal one, true where a query (row) may see a key."""
         q, k, v = (
             proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        causal = self.causal and mask is None
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
@@ -65,8 +67,8 @@ class Layer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(spec.width, spec.norm_eps)
         self.mlp = MLP(spec.width, spec.mlp_width, spec.activation)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x), mask)
         return x + self.mlp(self.layer_norm2(x))
 
 
@@ -77,10 +79,10 @@ class Layers(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList([Layer(spec, causal=causal) for _ in range(spec.layers)])
 
-    def forward(self, x: Tensor, skip: int = 0) -> Tensor:
+    def forward(self, x: Tensor, skip: int = 0, mask: Tensor | None = None) -> Tensor:
         """``skip``: leave out this many layers at the end."""
         for layer in self.layers[: len(self.layers) - skip]:
-            x = layer(x)
+            x = layer(x, mask)
         return x
 
 
@@ -130,14 +132,21 @@ class TextTower(nn.Module):
             else None
         )
 
-    def forward(self, ids: Tensor, *, skip: int = 0) -> TextOutput:
+    def forward(self, ids: Tensor, *, skip: int = 0, seen: Tensor | None = None) -> TextOutput:
         """Encode.
 
         Args:
             ids: ``(N, L)`` token ids with specials and padding, L at most ``context_length``.
             skip: layers left out at the end (diffusers' ``clip_skip``; A1111's minus one).
+            seen: ``(N, L)`` bool, false where no token may look (transformers'
+                ``attention_mask``); the first must be true.
         """
-        h = self.text_model.encoder(self.text_model.embeddings(ids), skip)
+        mask = None
+        if seen is not None:
+            length = ids.shape[1]
+            causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
+            mask = causal & seen[:, None, None, :]
+        h = self.text_model.encoder(self.text_model.embeddings(ids), skip, mask)
         states = self.text_model.final_layer_norm(h)
         end = (ids == self.spec.eos_id).int().argmax(dim=1)
         pooled = states[torch.arange(len(ids), device=ids.device), end]

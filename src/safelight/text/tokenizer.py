@@ -16,14 +16,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from safelight.errors import WeightsError
+from safelight.text import windows
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
@@ -46,6 +49,8 @@ class Chunk(NamedTuple):
     """``context_length`` ids: start, content, end, padding."""
     weights: list[float]
     """One weight an id; 1 for start, end and padding."""
+    sources: list[int]
+    """Which fragment an id is from; -1 for start, end and padding."""
 
 
 class Tokenizer:
@@ -250,23 +255,35 @@ class Tokenizer:
         """
         return [chunk.ids for chunk in self.weighted_chunks([(text, 1.0)])]
 
-    def weighted_chunks(self, fragments: Iterable[tuple[str, float]]) -> list[Chunk]:
-        """Windows of a weighted prompt (:mod:`safelight.text.weighting`).
+    def weighted_chunks(
+        self, fragments: Iterable[tuple[str, float]], manner: windows.Manner = "hard"
+    ) -> list[Chunk]:
+        """Windows of a weighted prompt (:mod:`safelight.text.prompt`).
 
         Fragments are encoded one by one and joined, so a weight inside a word splits it.
+
+        Args:
+            manner: where a prompt of several windows is cut; see :func:`windows.lengths`.
         """
         ids: list[int] = []
         weights: list[float] = []
-        for text, weight in fragments:
+        sources: list[int] = []
+        for index, (text, weight) in enumerate(fragments):
             piece = self.encode(text)
             ids += piece
             weights += [weight] * len(piece)
-        room = self.context_length - 2
-        starts = range(0, max(len(ids), 1), room)
-        return [
-            Chunk(self._window(ids[i : i + room]), self._spread(weights[i : i + room]))
-            for i in starts
-        ]
+            sources += [index] * len(piece)
+        chunks, at = [], 0
+        for length in windows.lengths(self.spell(ids), self.context_length - 2, manner):
+            here = slice(at, at + length)
+            spread = self._spread(weights[here], 1.0), self._spread(sources[here], -1)
+            chunks.append(Chunk(self._window(ids[here]), *spread))
+            at += length
+        return chunks
+
+    def spell(self, ids: Iterable[int]) -> list[str]:
+        """Tokens as the vocabulary spells them, ``</w>`` at the end of words."""
+        return [self._backend.id_to_token(i) or "" for i in ids]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ``ids`` without specials; words come back lower-cased, split by spaces."""
@@ -301,8 +318,8 @@ class Tokenizer:
         ids = [self.bos_id, *content, self.eos_id]
         return ids + [self.pad_id] * (self.context_length - len(ids))
 
-    def _spread(self, weights: list[float]) -> list[float]:
-        return [1.0, *weights] + [1.0] * (self.context_length - 1 - len(weights))
+    def _spread(self, values: list[T], other: T) -> list[T]:
+        return [other, *values] + [other] * (self.context_length - 1 - len(values))
 
 
 def byte_symbols() -> list[str]:
