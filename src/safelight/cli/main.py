@@ -31,6 +31,8 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "generate": Entry("safelight.cli.generate", "Make pictures from a sentence."),
+    "vary": Entry("safelight.cli.vary", "Make pictures like other pictures."),
+    "upscale": Entry("safelight.cli.upscale", "Make a picture four times as large a side."),
     "replay": Entry("safelight.cli.replay", "Make a picture again, and compare the two."),
     "info": Entry("safelight.cli.info", "Show what a model or a picture is made of."),
     "models": Entry("safelight.cli.models", "List the models at hand; export one."),
