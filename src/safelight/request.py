@@ -338,6 +338,32 @@ class GenerateRequest(Record):
         several = {f"images[{k}]": given for k, given in enumerate(self.images)}
         return {name: given for name, given in {**named, **several}.items() if given is not None}
 
+    def given(self, **again: Any) -> Self:
+        """A request that was read back from JSON, with its pictures given again.
+
+        Args:
+            again: by field, those that are known by their digest alone; others are left out.
+
+        Raises:
+            InvalidRequest: a file is not the one that the request was made with.
+        """
+        changes: dict[str, Any] = {}
+        for name, value in again.items():
+            known = getattr(self, name)
+            if not known or value is None:
+                continue
+            made = getattr(self.replace(**{name: value}), name)
+            pairs = zip(made, known, strict=False) if name == "images" else [(made, known)]
+            for new, old in pairs:
+                if old.digest.startswith("sha256:") and new.digest != old.digest:
+                    raise InvalidRequest(
+                        name,
+                        f"is not the file it was made from: that has {old.digest}.",
+                        "Find it with sha256sum.",
+                    )
+            changes[name] = made
+        return self.replace(**changes)
+
     def replace(self, **changes: Any) -> Self:
         """A copy with ``changes``, checked again."""
         return type(self)(**{**dict(self), **changes})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safelight.cli import naming, show
-from safelight.cli.generate import Dtype
+from safelight.cli.generate import Dtype, looks
 from safelight.errors import InvalidRequest, SafelightError
 
 if TYPE_CHECKING:
@@ -30,6 +30,11 @@ def command(
     dtype: Annotated[
         Dtype | None, typer.Option("--dtype", help="Instead of the one it was made in.")
     ] = None,
+    image: Annotated[
+        list[str] | None, typer.Option("-i", "--image", help="The picture it was made from.")
+    ] = None,
+    mask: Annotated[str | None, typer.Option("--mask", help="Its mask.")] = None,
+    depth: Annotated[str | None, typer.Option("--depth", help="Its depth map.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Make a picture again from what it says, and report the difference.
@@ -50,7 +55,8 @@ def command(
         from safelight.generate import load
 
         where, how = _machine(found, device, None if dtype is None else dtype.value)
-        replayed = load(name, device=where, dtype=how).replay(picture)
+        given = looks(image, mask=mask, depth=depth)
+        replayed = load(name, device=where, dtype=how).replay(picture, **given)
     if output is not None and replayed.result.image is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         provenance.save(replayed.result, output)

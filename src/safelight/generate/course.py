@@ -220,8 +220,8 @@ def picture(
         noise=source(seed, shape),
         **course.options,
     )
-    if begun.image is not None and begun.mask is not None:
-        solver = keep(solver, begun.image, begun.mask, begun.first)
+    if begun.image is not None and begun.mask is not None and begun.noise is not None:
+        solver = keep(solver, begun.image, begun.mask, begun.noise, begun.first)
     low, high = request.guidance_interval or (0.0, float("inf"))
     if spec.unet.guidance_embedding_size:  # a distilled student is told its scale
         program = guidance.plain()

@@ -178,9 +178,16 @@ class Generator:
             resolved.append(one.resolved(self.model.spec))
         return resolved
 
-    def replay(self, path: str | Path) -> provenance.Replay:
-        """Make a picture again from its file, and compare. See :func:`provenance.replay`."""
-        return provenance.replay(path, lambda request: self.generate(request=request))
+    def replay(self, path: str | Path, **pictures: Any) -> provenance.Replay:
+        """Make a picture again from its file, and compare. See :func:`provenance.replay`.
+
+        Args:
+            pictures: those that it was made from (``image``, ``images``, ``mask``, ``depth``):
+                the file holds their digests only.
+        """
+        return provenance.replay(
+            path, lambda request: self.generate(request=request.given(**pictures))
+        )
 
     # -- during ------------------------------------------------------------------------------
 
