@@ -127,6 +127,43 @@ def numbers(values: Any) -> tuple[float, ...]:
     return tuple(float(v) for v in values)
 
 
+def fitting(
+    size: tuple[int, int],
+    native: int,
+    step: int,
+    width: int | None = None,
+    height: int | None = None,
+) -> tuple[int, int]:
+    """Width and height to make a picture in that starts from one of ``size``.
+
+    Its own, in whole steps. Far from the model's native area (half to twice) it is scaled to that;
+    where one side is given, the other follows.
+    """
+    wide, high = size
+    share = wide * high / native**2
+    scale = 1.0 if 0.5 <= share <= 2 else share**-0.5
+    if width or height:
+        scale = width / wide if width else (height or 0) / high
+    # A hair more, so that a side that fits is not cut by rounding.
+    wide, high = (max(step, int(side * scale / step + 1e-6) * step) for side in size)
+    return width or wide, height or high
+
+
+def enlarged(size: tuple[int, int], factor: int, most: int) -> tuple[int, int]:
+    """Width and height of a picture ``factor`` times as large a side, from sides cut to fours.
+
+    Raises:
+        ValueError: more than ``most`` a side.
+    """
+    wide, high = (max(4, side - side % 4) * factor for side in size)
+    if max(wide, high) > most:
+        raise ValueError(
+            f"becomes {wide}x{high}, more than {most} a side. "
+            "Give a smaller picture, or width and height."
+        )
+    return wide, high
+
+
 def _hash(head: str, data: bytes) -> str:
     return f"pixels:{hashlib.sha256(head.encode() + data).hexdigest()}"
 

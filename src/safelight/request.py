@@ -32,7 +32,14 @@ from pydantic import (
 
 from safelight import names
 from safelight.errors import InvalidRequest
-from safelight.inputs import PictureInput, numbers, picture_input, picture_inputs
+from safelight.inputs import (
+    PictureInput,
+    enlarged,
+    fitting,
+    numbers,
+    picture_input,
+    picture_inputs,
+)
 from safelight.spec import ModelSpec, Record
 
 if TYPE_CHECKING:
@@ -404,7 +411,7 @@ class GenerateRequest(Record):
         Raises:
             InvalidRequest: the model cannot make pictures of this size.
         """
-        width, height = _size(self, spec)
+        width, height = self._fitting_size(spec)
         for name, side in (("width", width), ("height", height)):
             if side % spec.vae.factor:
                 raise InvalidRequest(
@@ -419,8 +426,38 @@ class GenerateRequest(Record):
             width=width,
             height=height,
             seed=secrets.randbelow(2**32) if self.seed is None else self.seed,
-            **_picture_defaults(self, spec),
+            **self._picture_defaults(spec),
         )
+
+    def _fitting_size(self, spec: ModelSpec) -> tuple[int, int]:
+        """As asked for; else the picture's own shape where it is started from; else the model's."""
+        native, looks_only = spec.native_size, spec.family in ("image-variations", "unclip")
+        if self.width and self.height:
+            return self.width, self.height
+        if self.image is None or looks_only or self.mask_crop is not None:
+            return self.width or native, self.height or native
+        try:
+            if spec.family == "x4-upscaler":
+                return enlarged(self.image.size, spec.vae.factor, MAX_SIDE)
+            step = max(8, spec.vae.factor)
+            width, height = fitting(self.image.size, native, step, self.width, self.height)
+        except ValueError as error:
+            raise InvalidRequest("image", str(error)) from None
+        return min(MAX_SIDE, width), min(MAX_SIDE, height)
+
+    def _picture_defaults(self, spec: ModelSpec) -> dict[str, Any]:
+        """The cards' defaults of what only some systems have."""
+        found: dict[str, Any] = {}
+        starts = spec.family not in ("image-variations", "unclip", "x4-upscaler")
+        if starts and self.image is not None and self.strength is None:
+            found["strength"] = 1.0 if spec.family == "inpaint" or self.mask is not None else 0.8
+        if spec.noise_level is not None and self.noise_level is None:
+            found["noise_level"] = spec.noise_level
+        if spec.prior is not None and not self.looks:
+            found["prior_steps"] = self.prior_steps or spec.prior.steps
+            if self.prior_guidance_scale is None:
+                found["prior_guidance_scale"] = spec.prior.guidance_scale
+        return found
 
     def picture(self, index: int) -> Self:
         """The request for picture ``index`` alone. Needs a seed."""
@@ -465,55 +502,6 @@ class GenerateRequest(Record):
                 "schema", f"is {_shown(schema)}, this version reads {SCHEMA}.", "Update safelight."
             )
         return cls(**fields)
-
-
-def _size(request: GenerateRequest, spec: ModelSpec) -> tuple[int, int]:
-    """Width and height: as asked for; the picture's own shape where there is one; the model's.
-
-    A picture far from the model's native area (half to twice) is scaled to it.
-    """
-    native, step = spec.native_size, max(8, spec.vae.factor)
-    if request.width and request.height:
-        return request.width, request.height
-    if request.image is None or spec.family in ("image-variations", "unclip"):
-        return request.width or native, request.height or native
-    try:
-        wide, high = request.image.size
-    except ValueError as error:
-        raise InvalidRequest("image", str(error)) from None
-    if spec.family == "x4-upscaler":
-        wide, high = (max(4, side - side % 4) * spec.vae.factor for side in (wide, high))
-        if max(wide, high) > MAX_SIDE:
-            raise InvalidRequest(
-                "image",
-                f"becomes {wide}x{high}, more than {MAX_SIDE} a side.",
-                "Give a smaller picture, or width and height.",
-            )
-        return wide, high
-    if request.width or request.height:
-        scale = request.width / wide if request.width else (request.height or 0) / high
-    else:
-        share = wide * high / native**2
-        scale = 1.0 if 0.5 <= share <= 2 else share**-0.5
-    width, height = (
-        min(MAX_SIDE, max(step, int(side * scale / step + 1e-6) * step)) for side in (wide, high)
-    )
-    return request.width or width, request.height or height
-
-
-def _picture_defaults(request: GenerateRequest, spec: ModelSpec) -> dict[str, Any]:
-    """The cards' defaults of what only some systems have."""
-    found: dict[str, Any] = {}
-    starts = spec.family not in ("image-variations", "unclip", "x4-upscaler")
-    if starts and request.image is not None and request.strength is None:
-        found["strength"] = 1.0 if spec.family == "inpaint" or request.mask is not None else 0.8
-    if spec.noise_level is not None and request.noise_level is None:
-        found["noise_level"] = spec.noise_level
-    if spec.prior is not None and not request.looks:
-        found["prior_steps"] = request.prior_steps or spec.prior.steps
-        if request.prior_guidance_scale is None:
-            found["prior_guidance_scale"] = spec.prior.guidance_scale
-    return found
 
 
 def canonical_json(value: Any) -> str:

@@ -1,10 +1,10 @@
 """Inpainting with a model that has never learnt it: the kept part of a picture is held to itself.
 
-Lugmayr et al. 2022, "RePaint", Eq. 8, without its resampling: after every step the known part, with
-one noise brought to each level, is put back into the sample. A solver keeps its sample to itself and
-treats each cell by itself, so here the *question* is asked with the known part in place, and the
-*answer* becomes, there, the one whose x0 is the picture: the same samples, and where a soft mask
-keeps some of a cell, the sample is drawn towards the picture by as much.
+Lugmayr et al. 2022, "RePaint", Eq. 8, without its resampling: after every step the known part,
+with one noise brought to each level, is put back into the sample. A solver keeps its sample to
+itself and treats each cell by itself, so here the *question* is asked with the known part in place,
+and the *answer* becomes, there, the one whose x0 is the picture: the same samples, and where a soft
+mask keeps some of a cell, the sample is drawn towards the picture by as much.
 """
 
 from __future__ import annotations
