@@ -14,7 +14,9 @@ from diffusers import (
     StableDiffusionInpaintPipeline,
 )
 from PIL import Image
+from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessorPil
 
+from safelight.conditioning import planes
 from systems_micro import (
     SAMPLERS,
     close,
@@ -159,3 +161,34 @@ def test_depth_is_the_references(
     other = latents_of(model, depth=depth[0].flip(0).numpy(), **given)
     with pytest.raises(AssertionError):
         close(other, theirs)
+
+
+def test_the_estimator_reads_what_the_references_reads(tmp_path: Path) -> None:
+    torch.manual_seed(8)
+    estimator = DPTForDepthEstimation(
+        DPTConfig(
+            hidden_size=16,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            intermediate_size=16,
+            image_size=384,
+            patch_size=32,
+            backbone_out_indices=[0, 1, 2, 3],
+            neck_hidden_sizes=[8, 8, 8, 8],
+            reassemble_factors=[4, 2, 1, 0.5],
+            fusion_hidden_size=8,
+        )
+    ).eval()
+    prepare = DPTImageProcessorPil(
+        size={"height": 384, "width": 384}, keep_aspect_ratio=True, ensure_multiple_of=32
+    )
+    pipeline = StableDiffusionDepth2ImgPipeline(
+        **parts("ddim", in_channels=5), depth_estimator=estimator, feature_extractor=prepare
+    )
+    model = loaded(pipeline, tmp_path)
+    picture = photo(60, 40)
+    with torch.no_grad():
+        pixels = prepare(picture, return_tensors="pt").pixel_values
+        theirs = estimator(pixels).predicted_depth[0]
+    ours = planes.estimate_depth(model, picture)
+    close(planes.depth_plane(ours, 8, 12), planes.depth_plane(theirs, 8, 12), 0.02)

@@ -81,6 +81,16 @@ def test_json_names_pictures_only_where_there_are_some() -> None:
     assert GenerateRequest.from_json(row.canonical()).embedding == (1.0, 1.0, 1.0)
 
 
+def test_json_opens_no_files(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(picture()))
+    path = str(tmp_path / "a.png")
+    for fields in ({"image": path}, {"images": [path]}, {"image": path, "mask": path}):
+        with pytest.raises(InvalidRequest, match="is no digest"):
+            GenerateRequest.from_json({"schema": 1, "prompt": "a cone", **fields})
+    with pytest.raises(InvalidRequest, match="is not a file"):
+        GenerateRequest(image=tmp_path)  # type: ignore[arg-type]
+
+
 def test_pictures_are_given_again() -> None:
     data = png(picture())
     request = GenerateRequest(prompt="a cone", image=data, strength=0.5)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "safelight"
 
 # A unit is a file or a folder of src/safelight; "" is safelight/__init__.py.
-RECORDS = {"errors", "spec", "presets", "request", "inputs", "names", "family"}
+RECORDS = {"errors", "spec", "presets", "request", "fields", "inputs", "names", "family"}
 COLUMNS = {"diffusion", "nets", "store", "text"}
 ASSEMBLY = {"model", "parts", "conditioning", "runtime", "engine"}
 RIVERS = {"generate", "batch", "safety", "provenance", "data", "train", "evaluate"}

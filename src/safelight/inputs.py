@@ -83,7 +83,7 @@ def picture_input(value: Any) -> PictureInput:
     """
     if isinstance(value, PictureInput):
         return value
-    if isinstance(value, str) and _DIGEST.fullmatch(value):
+    if is_digest(value):
         return PictureInput(None, value)
     if isinstance(value, bytes | bytearray | memoryview):
         data = bytes(value)
@@ -102,6 +102,11 @@ def picture_input(value: Any) -> PictureInput:
     raise ValueError(
         f"must be a path, a file's bytes, a PIL picture or an array, not {type(value).__name__}."
     )
+
+
+def is_digest(value: object) -> bool:
+    """Whether ``value`` is what JSON holds of a picture."""
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
 
 
 def picture_inputs(values: Any) -> tuple[PictureInput, ...]:
@@ -175,6 +180,8 @@ def _upright(image: Image) -> tuple[int, int]:
 
 def _read(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # a device would never end
+            raise ValueError(f"{path} is not a file.")
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(_too_many(path.stat().st_size))
         return path.read_bytes()

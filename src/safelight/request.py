@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import operator
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,10 +20,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
-    BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
     ValidationError,
     field_validator,
     model_validator,
@@ -32,14 +29,22 @@ from pydantic import (
 
 from safelight import names
 from safelight.errors import InvalidRequest
-from safelight.inputs import (
-    PictureInput,
-    enlarged,
-    fitting,
-    numbers,
-    picture_input,
-    picture_inputs,
+from safelight.fields import (
+    MAX_SIDE,
+    Flag,
+    Number,
+    Picture,
+    Pictures,
+    Row,
+    Side,
+    Text,
+    Whole,
+    invalid,
+    number,
+    shown,
+    whole,
 )
+from safelight.inputs import PictureInput, enlarged, fitting, is_digest
 from safelight.spec import ModelSpec, Record
 
 if TYPE_CHECKING:
@@ -65,8 +70,6 @@ LATER = (
 )
 """Fields that came after the first schema."""
 MAX_SEED = 2**63 - 1
-MAX_SIDE = 8192
-MAX_PROMPT = 20_000
 _ETA = ("ddim", "euler-a")
 
 ALIASES: dict[str, str] = {
@@ -102,73 +105,6 @@ ALIASES: dict[str, str] = {
     "prior_num_inference_steps": "prior_steps",
 }
 """What other programs call a field. A1111's ``batch_size`` and ``n_iter`` together multiply."""
-
-
-# -- fields -------------------------------------------------------------------------------------
-
-
-def _whole(value: Any) -> Any:
-    """Whole numbers of any kind (numpy's too, and 25.0); neither booleans nor text."""
-    if value is None or isinstance(value, bool | str | bytes):
-        return _refuse_type(value, "a whole number")
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else _refuse_type(value, "a whole number")
-    try:
-        return operator.index(value)
-    except TypeError:
-        return _refuse_type(value, "a whole number")
-
-
-def _number(value: Any) -> Any:
-    """Numbers of any kind; neither booleans nor text."""
-    if isinstance(value, bool | str | bytes):
-        return _refuse_type(value, "a number")
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return _refuse_type(value, "a number")
-
-
-def _text(value: Any) -> Any:
-    if not isinstance(value, str):
-        return _refuse_type(value, "text")
-    if "\0" in value:
-        raise ValueError("contains a NUL character.")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("contains half a character (an unpaired surrogate).") from None
-    return value
-
-
-def _flag(value: Any) -> Any:
-    return value if isinstance(value, bool) else _refuse_type(value, "true or false")
-
-
-def _refuse_type(value: Any, wanted: str) -> Any:
-    raise ValueError(f"must be {wanted}, not {_shown(value)}.")
-
-
-def _shown(value: Any) -> str:
-    """``value`` for a message: short, whatever it is."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
-Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-Text = Annotated[str, BeforeValidator(_text), Field(max_length=MAX_PROMPT)]
-Flag = Annotated[bool, BeforeValidator(_flag)]
-Side = Annotated[Whole, Field(ge=8, le=MAX_SIDE, multiple_of=8)]
-Picture = Annotated[
-    PictureInput, BeforeValidator(picture_input), PlainSerializer(lambda given: given.digest)
-]
-Pictures = Annotated[
-    tuple[PictureInput, ...],
-    BeforeValidator(picture_inputs),
-    PlainSerializer(lambda given: [each.digest for each in given]),
-]
-Row = Annotated[tuple[Number, ...], BeforeValidator(numbers), Field(max_length=8192)]
 
 
 class GenerateRequest(Record):
@@ -253,12 +189,12 @@ class GenerateRequest(Record):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            raise _invalid(error) from None
+            raise invalid(error, lambda name: _closest(name, type(self))) from None
 
     @field_validator("seed", mode="before")
     @classmethod
     def _random(cls, value: Any) -> Any:
-        return None if value is None or (_whole(value) == -1) else value
+        return None if value is None or (whole(value) == -1) else value
 
     @field_validator("guidance_interval", mode="before")
     @classmethod
@@ -266,8 +202,8 @@ class GenerateRequest(Record):
         if value is None:
             return None
         if isinstance(value, str) or not hasattr(value, "__len__") or len(value) != 2:
-            raise ValueError(f"must be two noise levels (low, high), not {_shown(value)}.")
-        low, high = (_number(v) for v in value)
+            raise ValueError(f"must be two noise levels (low, high), not {shown(value)}.")
+        low, high = (number(v) for v in value)
         if math.isfinite(low) and math.isfinite(high) and low >= high:
             raise ValueError(f"must rise: {low:g} is not below {high:g}.")
         return (low, high)
@@ -285,7 +221,7 @@ class GenerateRequest(Record):
             fields["images"] = fields.pop("image")
         schedule = fields.get("schedule")
         if schedule is not None and not isinstance(schedule, str):
-            raise InvalidRequest("schedule", f"must be a name, not {_shown(schedule)}.")
+            raise InvalidRequest("schedule", f"must be a name, not {shown(schedule)}.")
         fields["schedule"] = names.schedule(schedule)
         if fields.get("sampler") is not None:
             choice = names.sampler(fields["sampler"])
@@ -499,8 +435,13 @@ class GenerateRequest(Record):
         schema = fields.pop("schema", None)
         if schema != SCHEMA:
             raise InvalidRequest(
-                "schema", f"is {_shown(schema)}, this version reads {SCHEMA}.", "Update safelight."
+                "schema", f"is {shown(schema)}, this version reads {SCHEMA}.", "Update safelight."
             )
+        for name in ("image", "mask", "depth", "images"):
+            given = fields.get(name) or []
+            for each in given if isinstance(given, list) else [given]:
+                if not is_digest(each):  # JSON comes from files of others: it opens none of ours
+                    raise InvalidRequest(name, f"is no digest: {shown(each)}.")
         return cls(**fields)
 
 
@@ -524,12 +465,12 @@ def _is_sampler(name: str) -> bool:
 def _product(a: Any, b: Any, first: str, second: str) -> int:
     for name, value in ((first, a), (second, b)):
         try:
-            number = _whole(value)
+            number = whole(value)
         except ValueError as error:
             raise InvalidRequest(name, str(error)) from None
         if number < 1:
             raise InvalidRequest(name, f"must be at least 1, not {number}.")
-    return _whole(a) * _whole(b)
+    return whole(a) * whole(b)
 
 
 def _closest(name: str, cls: type[GenerateRequest]) -> str:
@@ -539,40 +480,6 @@ def _closest(name: str, cls: type[GenerateRequest]) -> str:
         plain = ALIASES.get(found[0], found[0])
         return f"Did you mean {found[0]}?" if plain == found[0] else f"Did you mean {plain}?"
     return f"Known: {', '.join(sorted(cls.model_fields))}."
-
-
-_BOUNDS = {
-    "greater_than_equal": ("ge", "at least"),
-    "less_than_equal": ("le", "at most"),
-    "multiple_of": ("multiple_of", "a multiple of"),
-}
-
-
-def _invalid(error: ValidationError) -> InvalidRequest:
-    """The first complaint of a validation, in our words."""
-    first = error.errors()[0]
-    kind, context = first["type"], first.get("ctx") or {}
-    name = str(first["loc"][0]) if first["loc"] else "request"
-    cause = context.get("error")
-    if isinstance(cause, InvalidRequest):
-        return cause
-    value = _shown(first.get("input"))
-    if kind in _BOUNDS:
-        key, words = _BOUNDS[kind]
-        return InvalidRequest(name, f"must be {words} {context[key]:g}, not {value}.")
-    if kind == "extra_forbidden":
-        return InvalidRequest(name, "is not a field.", _closest(name, GenerateRequest))
-    if kind == "missing":
-        return InvalidRequest(name, "is missing.")
-    if kind == "finite_number":
-        return InvalidRequest(name, f"must be a finite number, not {value}.")
-    if kind == "string_too_long":
-        return InvalidRequest(name, f"is longer than {context['max_length']} characters.")
-    if kind == "literal_error":
-        return InvalidRequest(name, f"must be {context['expected']}, not {value}.")
-    if kind == "value_error":
-        return InvalidRequest(name, str(cause))
-    return InvalidRequest(name, f"{first['msg']}: {value}.")
 
 
 # -- results ------------------------------------------------------------------------------------
