@@ -16,9 +16,12 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "safelight"
 
 # A unit is a file or a folder of src/safelight; "" is safelight/__init__.py.
-RECORDS = {"errors", "spec", "presets", "request", "fields", "inputs", "names", "family"}
+RECORDS = {
+    *("errors", "spec", "presets", "request", "fields", "inputs", "names"),
+    *("verdict", "family", "cards"),
+}
 COLUMNS = {"diffusion", "nets", "store", "text"}
-ASSEMBLY = {"model", "parts", "conditioning", "runtime", "engine"}
+ASSEMBLY = {"model", "checker", "parts", "conditioning", "runtime", "engine"}
 RIVERS = {"generate", "batch", "safety", "provenance", "data", "train", "evaluate"}
 DOORS = {"serve", "ui", "compat", "cli", "__main__"}
 HOUSE = RECORDS | COLUMNS | ASSEMBLY | RIVERS

@@ -149,6 +149,8 @@ def test_the_files_schema_stays() -> None:
         "outcome",
         "message",
         "notices",
+        "safety",
+        "moderation",
     ]
     assert set(record["plan"]) == {
         "batch",

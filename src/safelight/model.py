@@ -13,13 +13,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from safelight import cards
+from safelight.checker import NO_CHECKER, Checker
 from safelight.conditioning.prior import PriorModel
 from safelight.diffusion.schedule import Schedule
 from safelight.errors import InvalidRequest, ModelNotFound, WeightsError
@@ -28,6 +30,7 @@ from safelight.nets.prior import Prior
 from safelight.nets.unet import UNet
 from safelight.nets.vae import VAE
 from safelight.spec import ModelSpec
+from safelight.store.checkers import read_checker
 from safelight.store.weights import load_into, read_weights, sha256
 from safelight.text.tokenizer import Tokenizer
 
@@ -97,6 +100,8 @@ class Model:
     """Mean and spread ``(1, D)`` of picture embeddings (unCLIP); None: 0 and 1."""
     prior: PriorModel | None = None
     """Picture embeddings from prompts (unCLIP with CLIP L)."""
+    checker: Checker | None = None
+    """Its safety checker: pictures are looked at before anybody sees them."""
     text_cache: Cache[Tensor] = field(default_factory=Cache)
     picture_cache: Cache[Any] = field(default_factory=lambda: Cache(32))
     """What was read from pictures, by their digest."""
@@ -127,6 +132,12 @@ class Model:
         return prepare(self)
 
     @property
+    def card(self) -> cards.Card | None:
+        """Card and licence of the published model that these weights are, or come from; None for
+        shipped ones and for shapes of one's own."""
+        return None if self.source.startswith("shipped:") else cards.find(self.spec)
+
+    @property
     def kernels(self) -> tuple[str, ...]:
         """Names of the layouts and fusions in use, for a picture's metadata."""
         return self.runtime.plan.kernels
@@ -141,6 +152,7 @@ class Model:
         variant: str | None = None,
         local_only: bool | None = None,
         prior: str | Path | None = None,
+        safety_checker: str | Path | None = None,
     ) -> Model:
         """Load a model by shipped name, folder, file or hub id.
 
@@ -152,10 +164,37 @@ class Model:
             local_only: never ask the network; default: only when HF_HUB_OFFLINE says so.
             prior: a folder with a prior (Karlo's layout), to put in front of an unCLIP model that
                 reads CLIP L's embeddings.
+            safety_checker: a folder or a hub id, in place of the model's own or where it has
+                none.
 
         Raises:
             ModelNotFound, WeightsError, InvalidRequest: with what to do about it.
         """
+        if safety_checker is not None:
+            checker = Checker.load(safety_checker, local_only=local_only)
+        else:
+            checker = None
+        model = cls._loaded(
+            name, device, dtype, variant, local_only, prior, own_checker=checker is None
+        )
+        if checker is not None:
+            model.checker = checker.to(model.device, model.dtype)
+        found = (NO_CHECKER,) if model.checker is None else model.checker.notes
+        model.notes = (*model.notes, *found)
+        return model
+
+    @classmethod
+    def _loaded(
+        cls,
+        name: str | Path,
+        device: str | torch.device | None,
+        dtype: str | torch.dtype | None,
+        variant: str | None,
+        local_only: bool | None,
+        prior: str | Path | None,
+        *,
+        own_checker: bool,
+    ) -> Model:
         place = pick_device(device)
         pick_dtype(dtype, place, tiny=True)  # a wrong one must fail before anything is read
         told = (EMULATED,) if is_emulated(dtype, place) else ()
@@ -181,7 +220,18 @@ class Model:
         notes = (*told, *notes)
         made = pick_dtype(dtype, place, tiny=False)
         ahead = _prior(contents.spec, path, variant, prior, made)
-        return _assemble(cls, contents, path, place, made, notes, prior=ahead)
+        model = _assemble(cls, contents, path, place, made, notes, prior=ahead)
+        if own_checker and "safety_checker" in contents.tensors:
+            model.checker = Checker.from_contents(read_checker(path, variant), place, model.dtype)
+        if model.card is not None:
+            _tell_licence(model.card.notice)
+        return model
+
+
+@cache
+def _tell_licence(notice: str) -> None:
+    """Once a process."""
+    logging.getLogger("safelight.licence").warning(notice)
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:

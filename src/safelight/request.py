@@ -46,6 +46,7 @@ from safelight.fields import (
 )
 from safelight.inputs import PictureInput, enlarged, fitting, is_digest
 from safelight.spec import ModelSpec, Record
+from safelight.verdict import Moderated, Policy, Verdict
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -151,6 +152,9 @@ class GenerateRequest(Record):
     """One picture a network call, so that pictures are equal bit by bit in any company."""
     preview_every: Annotated[Whole, Field(ge=0, le=1000)] = 0
     """Steps between previews; 0 for none."""
+    safety: Policy | None = None
+    """What to do with a flagged picture. None: as the cards have it (flag it and give a black
+    picture) where the model has a checker."""
 
     # Pictures. In the canonical JSON these fields stand only where they are given.
     image: Picture | None = None
@@ -491,11 +495,16 @@ class Outcome(StrEnum):
     ok = "ok"
     nsfw = "nsfw"
     """Flagged by the safety checker; what was done about it is in the message."""
+    rejected = "rejected"
+    """Removed: by the safety checker under the policy ``reject``, or by moderation. The message
+    says why; there is no picture."""
     nan_recovered = "nan_recovered"
     """Numbers overflowed and the decoder was run again in float32: the picture is good."""
     nan = "nan"
     """Numbers overflowed and could not be saved: there is no picture."""
     cancelled = "cancelled"
+    out_of_memory = "out_of_memory"
+    """Memory ran out, and ran out again on a cheaper plan: there is no picture."""
     error = "error"
 
 
@@ -512,6 +521,8 @@ class ImageResult:
         request: this picture's own request, resolved, ``count`` 1.
         notices: what the caller should know: words the model has never heard, long prompts.
         index: its place among the pictures of the call.
+        safety: what the safety checker said; None where the model has none.
+        moderation: what a moderation service said, of the prompt and of the picture.
     """
 
     image: Image | None
@@ -522,6 +533,13 @@ class ImageResult:
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
     notices: tuple[str, ...] = ()
     index: int = 0
+    safety: Verdict | None = None
+    moderation: tuple[Moderated, ...] = ()
+
+    @property
+    def nsfw(self) -> bool | None:
+        """Whether the safety checker flagged it; None (never False) where nobody looked."""
+        return None if self.safety is None else self.safety.nsfw
 
     def replace(self, **changes: Any) -> ImageResult:
         """A copy with ``changes``."""

@@ -141,6 +141,31 @@ class VisionSpec(Record):
     projection_width: int = 768
 
 
+class PictureSpec(Record):
+    """How a picture goes into a CLIP tower (``preprocessor_config.json``)."""
+
+    resize: int = 224
+    """Shorter side after resizing; 0: not resized."""
+    crop: int = 224
+    """Side of the square cut from the middle; 0: not cut."""
+    resample: int = 3
+    """Pillow's number of the filter: bicubic."""
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+
+class SafetySpec(Record):
+    """A safety checker (``StableDiffusionSafetyChecker``): a vision tower, its input, and how
+    many concepts it knows."""
+
+    vision: VisionSpec = VisionSpec()
+    pictures: PictureSpec = PictureSpec()
+    concepts: int = 17
+    special: int = 3
+    names: tuple[str, ...] = ()
+    """Of the concepts, special ones last; empty where they are hidden, as the published are."""
+
+
 class ScheduleSpec(Record):
     """The noise schedule a model was trained on, and how its card samples from it."""
 

@@ -11,7 +11,7 @@ from safelight.nets.attention import Attention, FeedForward
 from safelight.nets.layers import Upsample
 from safelight.runtime.attention import CrossAttention, GatedForward, Read
 from safelight.runtime.layers import Norm, Up
-from safelight.runtime.plan import PLAIN, Plan, packing_works
+from safelight.runtime.plan import PLAIN, Plan, everything, packing_works
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,8 @@ def _seed() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("shape", [(2, 32, 6, 5), (2, 32, 40, 40), (12, 96, 16, 16)])
 @pytest.mark.parametrize("silu", [False, True])
-def test_norm_on_every_way_it_goes(shape: tuple[int, ...], silu: bool) -> None:
+@pytest.mark.parametrize("plan", [everything(), PLAIN], ids=["everything", "no kernels"])
+def test_norm_on_every_way_it_goes(shape: tuple[int, ...], silu: bool, plan: Plan) -> None:
     norm = nn.GroupNorm(8, shape[1], eps=1e-5)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
@@ -31,14 +32,14 @@ def test_norm_on_every_way_it_goes(shape: tuple[int, ...], silu: bool) -> None:
     expected = norm.double()(x.double()).float()
     expected = F.silu(expected) if silu else expected
     norm.float()
-    found = Norm(norm, silu=silu)(x.contiguous(memory_format=torch.channels_last))
+    found = Norm(norm, plan, silu=silu)(x.contiguous(memory_format=torch.channels_last))
     assert found.shape == expected.shape
     assert float((found - expected).abs().max()) < 2e-5
 
 
 @torch.no_grad()
 def test_norm_lets_nan_through_in_its_own_row_only() -> None:
-    norm = Norm(nn.GroupNorm(8, 96))
+    norm = Norm(nn.GroupNorm(8, 96), everything())
     x = torch.randn(12, 96, 16, 16).contiguous(memory_format=torch.channels_last)
     x[3, 0, 0, 0] = float("nan")
     finite = norm(x).flatten(1).isfinite().all(1)

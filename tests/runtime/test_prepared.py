@@ -17,8 +17,8 @@ from safelight.nets import lora
 from safelight.nets.taps import taps
 from safelight.nets.unet import UNet
 from safelight.nets.vae import VAE
-from safelight.runtime import PLAIN, Plan, Prepared, Row, choose, plan, prepare
-from safelight.runtime.plan import packing_works
+from safelight.runtime import PLAIN, Prepared, Row, choose, plan, prepare
+from safelight.runtime.plan import everything
 from safelight.spec import ModelSpec, UNetSpec, VAESpec
 
 SHALLOW = UNetSpec(
@@ -57,9 +57,9 @@ UNETS = {
     "more rows than a block": (SHALLOW, (32, 24)),
 }
 PLANS = {
-    "all": Plan(packed=packing_works()),
+    "all": everything(),
 }
-for field in ("packed", "transposed", "shared", "folded"):
+for field in ("packed", "transposed", "shared", "folded", "compiled"):
     PLANS[f"not {field}"] = dataclasses.replace(PLANS["all"], **{field: False})
 
 
@@ -247,14 +247,14 @@ def test_not_a_number_stays_so() -> None:
 
 def test_a_copy_that_does_not_fit_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = sum(4 * p.numel() for net in (UNet(SHALLOW), VAE(DECODER)) for p in net.parameters())
-    for memory, expected in ((4 * weights, Plan(packed=packing_works())), (3 * weights, PLAIN)):
+    for memory, expected in ((4 * weights, everything()), (3 * weights, PLAIN)):
         monkeypatch.setattr(plan, "_memory", lambda memory=memory: memory)
         assert choose(model(SHALLOW)) == expected
 
 
 def test_the_plan_hangs_on_model_and_machine() -> None:
     one = model(SHALLOW)
-    assert choose(one) == choose(one) == Plan(packed=packing_works())
+    assert choose(one) == choose(one) == everything()
     assert one.kernels == one.runtime.plan.kernels
     assert "fused" in one.kernels
     assert PLAIN.kernels == ("torch",)

@@ -71,6 +71,7 @@ def _machine() -> dict[str, Any]:
     import torch
 
     from safelight.model import Model, shipped
+    from safelight.runtime.kernels import library
 
     problems, weights = [], {}
     for name in shipped():
@@ -91,6 +92,7 @@ def _machine() -> dict[str, Any]:
         "memory": _memory(),
         "packages": {name: _version(name) for name in (*PACKAGES, *OPTIONAL)},
         "compiler": compiler,
+        "kernels": library() is not None,
         "offline": os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"),
         "weights": weights,
         "devices": devices(),
@@ -145,7 +147,7 @@ def _machine_words(report: dict[str, Any]) -> str:
         + (f", {memory / 2**30:.1f} GiB" if memory else ""),
         "packages  " + ", ".join(f"{n} {v}" for n, v in report["packages"].items() if v),
         "absent    " + (", ".join(n for n, v in report["packages"].items() if not v) or "nothing"),
-        f"compiler  {report['compiler'] or 'none: torch does all the work'}",
+        f"kernels   {_kernel_words(report)}",
         f"network   {'off (HF_HUB_OFFLINE)' if report['offline'] else 'only when a hub id asks'}",
     ]
     for name, digest in report["weights"].items():
@@ -157,6 +159,14 @@ def _machine_words(report: dict[str, Any]) -> str:
             f"{'yes' if row['here'] else 'no':4} {row['why']}".rstrip()
         )
     return "\n".join(lines)
+
+
+def _kernel_words(report: dict[str, Any]) -> str:
+    if report["kernels"]:
+        return "compiled"
+    if report["compiler"] is None:
+        return "none, torch does all the work: install a C compiler, then Safelight again"
+    return f"none, torch does all the work: install Safelight again ({report['compiler']} is here)"
 
 
 # -- a model ------------------------------------------------------------------------------------

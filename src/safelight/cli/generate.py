@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import time
@@ -19,11 +20,13 @@ from safelight.cli import naming, show
 from safelight.errors import Cancelled, InvalidRequest, SafelightError
 from safelight.inputs import MAX_BYTES
 from safelight.request import GenerateRequest, ImageResult, Outcome
+from safelight.store import pictures
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from safelight.generate import Generator
+    from safelight.provenance import Signer
 
 
 class Dtype(StrEnum):
@@ -103,6 +106,19 @@ def command(
     ] = None,
     picture_format: Annotated[
         str | None, typer.Option("--format", help="png, jpeg or webp. [default: png]")
+    ] = None,
+    metadata: Annotated[
+        bool,
+        typer.Option(
+            "--metadata/--no-metadata",
+            help="Settings in the file. The mark of machine-made pictures always stays.",
+        ),
+    ] = True,
+    sign_key: Annotated[
+        Path | None, typer.Option("--sign-key", help="Sign (C2PA) with this private key, PEM.")
+    ] = None,
+    sign_cert: Annotated[
+        Path | None, typer.Option("--sign-cert", help="The key's certificate and chain, PEM.")
     ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="Also a sheet of all pictures.")] = False,
     preview: Annotated[
@@ -196,7 +212,8 @@ def command(
     )
     places = naming.plan(output, picture_format, name_pattern)
     machine = {"device": device, "dtype": None if dtype is None else dtype.value, "prior": prior}
-    shoot(request, model, places, machine, grid=grid, as_json=as_json, quiet=quiet)
+    saving = {"metadata": metadata, "signer": _signer(sign_key, sign_cert)}
+    shoot(request, model, places, machine, saving, grid=grid, as_json=as_json, quiet=quiet)
 
 
 def looks(images: list[str] | None, **others: str | None) -> dict[str, Any]:
@@ -240,6 +257,7 @@ def shoot(
     model: str,
     places: naming.Naming,
     machine: Mapping[str, Any],
+    saving: dict[str, Any] | None = None,
     *,
     grid: bool = False,
     as_json: bool = False,
@@ -249,6 +267,8 @@ def shoot(
 
     Args:
         machine: ``device`` and ``dtype``, and further options of :func:`safelight.generate.load`.
+        saving: further arguments of :func:`safelight.provenance.save`; None: the settings are kept
+            and nothing is signed.
     """
     device = machine.get("device")
     if device is not None and not re.fullmatch(r"(cpu|mps|cuda)(:\d+)?", device):
@@ -258,6 +278,7 @@ def shoot(
 
     say = show.words()
     say.quiet = quiet or as_json
+    logging.getLogger("safelight.licence").disabled = say.quiet
     began = time.monotonic()
     with say.status(f"loading {model} …"):
         from safelight.generate import load
@@ -269,7 +290,7 @@ def shoot(
     for note in generator.model.notes:
         say.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
     say.print(_settings(request, generator), style="dim", markup=False, soft_wrap=True)
-    made = _Shoot(generator, request, places, say.quiet)
+    made = _Shoot(generator, request, places, say.quiet, saving or {})
     made.run(keep=grid)
     if grid:
         made.sheet()
@@ -286,6 +307,17 @@ def both_sides(text: str) -> tuple[int, int]:
     if match is None:
         raise InvalidRequest("size", f"{text!r} is not a size.", "Write 512x512, or 512.")
     return int(match[1]), int(match[2] or match[1])
+
+
+def _signer(key: Path | None, certificates: Path | None) -> Signer | None:
+    if key is None and certificates is None:
+        return None
+    if key is None or certificates is None:
+        lacks = "sign-key" if key is None else "sign-cert"
+        raise InvalidRequest(lacks, "is missing.", "Give --sign-key and --sign-cert.")
+    from safelight.provenance import Signer
+
+    return Signer.from_files(key, certificates)
 
 
 def _steady() -> None:
@@ -322,9 +354,16 @@ class _Shoot:
     """One call: its pictures, their files, and what to say about them."""
 
     def __init__(
-        self, generator: Generator, request: GenerateRequest, places: naming.Naming, quiet: bool
+        self,
+        generator: Generator,
+        request: GenerateRequest,
+        places: naming.Naming,
+        quiet: bool,
+        saving: dict[str, Any],
     ) -> None:
         from safelight.generate import Cancel
+
+        self.saving = saving
 
         self.generator, self.request, self.places = generator, request, places
         self.quiet = quiet
@@ -374,7 +413,7 @@ class _Shoot:
 
         if result.image is not None and result.index not in self.paths:
             path = self._path(result)
-            provenance.save(result, path)
+            provenance.save(result, path, **self.saving)
             self.paths[result.index] = path
         if all(known.index != result.index for known in self.results):
             self.results.append(result)
@@ -398,10 +437,7 @@ class _Shoot:
     def _show(self, image: Image, index: int) -> None:
         seed = (self.request.seed or 0) + index
         path = self._previews.setdefault(index, self.places.folder / f"preview-{seed}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        image.save(part, format="PNG")
-        part.replace(path)  # whoever watches the file never sees half of it
+        pictures.save(path, image)  # whoever watches the file never sees half of it
 
     def sheet(self) -> None:
         """All pictures on one, as near to a square as it goes."""
@@ -416,7 +452,7 @@ class _Shoot:
         for k, image in enumerate(images):
             sheet.paste(image, (k % columns * width, k // columns * height))
         self.grid = self.places.beside(next(iter(self.paths.values())), "grid")
-        sheet.save(self.grid)
+        pictures.save(self.grid, sheet)
 
     def report(self, seconds: float) -> dict[str, Any]:
         """The document of ``--json``."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from safelight import cards
 from safelight.cli import naming, show
 
 
@@ -79,8 +80,31 @@ def describe(name: str) -> dict[str, Any]:
         "native_size": model.spec.native_size,
         "networks": networks,
         "spec": model.spec.model_dump(mode="json"),
+        "licence": None if model.card is None else licence(model.card),
         "notes": list(model.notes),
     }
+
+
+def licence(card: cards.Card) -> dict[str, Any]:
+    """The licence of a published model, for ``info``."""
+    found = card.licence
+    return {
+        "card": card.name,
+        "key": found.key,
+        "name": found.name,
+        "url": found.url,
+        "forbidden": list(found.forbidden),
+    }
+
+
+def _licence_words(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    return [
+        f"licence   {found['name']} ({found['key']}): {found['url']}",
+        *(f"forbidden {use}" for use in found["forbidden"]),
+        f"card      safelight card {found['card']}",
+    ]
 
 
 def _model_words(found: dict[str, Any]) -> str:
@@ -97,4 +121,5 @@ def _model_words(found: dict[str, Any]) -> str:
     ]
     for part, holds in found["networks"].items():
         lines.append(f"{part:9} {holds['parameters']:>13,} parameters, {holds['tensors']} tensors")
+    lines += _licence_words(found["licence"])
     return "\n".join([*lines, *(f"note      {note}" for note in found["notes"])])

@@ -35,6 +35,8 @@ COMMANDS = {
     "upscale": Entry("safelight.cli.upscale", "Make a picture four times as large a side."),
     "replay": Entry("safelight.cli.replay", "Make a picture again, and compare the two."),
     "info": Entry("safelight.cli.info", "Show what a model or a picture is made of."),
+    "verify": Entry("safelight.cli.verify", "Say what the marks in a picture prove."),
+    "card": Entry("safelight.cli.card", "Print a model's licence, uses and limits."),
     "models": Entry("safelight.cli.models", "List the models at hand; export one."),
     "doctor": Entry("safelight.cli.doctor", "Check this machine, or a model's files."),
     "train": Entry("safelight.cli.train", "Train a model from a recipe."),

@@ -35,6 +35,9 @@ def command(
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or mps.")] = None,
     dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Of the networks.")] = None,
+    metadata: Annotated[
+        bool, typer.Option("--metadata/--no-metadata", help="Settings in the file.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet")] = False,
 ) -> None:
@@ -51,4 +54,6 @@ def command(
         seed=seed,
     )
     machine: dict[str, Any] = {"device": device, "dtype": None if dtype is None else dtype.value}
-    shoot(request, model, naming.plan(output, None, None), machine, as_json=as_json, quiet=quiet)
+    saving = {"metadata": metadata}
+    places = naming.plan(output, None, None)
+    shoot(request, model, places, machine, saving, as_json=as_json, quiet=quiet)

@@ -49,6 +49,9 @@ def command(
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or mps.")] = None,
     dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Of the networks.")] = None,
     grid: Annotated[bool, typer.Option("--grid", help="Also a sheet of all pictures.")] = False,
+    metadata: Annotated[
+        bool, typer.Option("--metadata/--no-metadata", help="Settings in the file.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet")] = False,
 ) -> None:
@@ -77,7 +80,8 @@ def command(
     )
     machine: dict[str, Any] = {"device": device, "dtype": None if dtype is None else dtype.value}
     places = naming.plan(output, None, None)
-    shoot(request, model, places, machine, grid=grid, as_json=as_json, quiet=quiet)
+    saving = {"metadata": metadata}
+    shoot(request, model, places, machine, saving, grid=grid, as_json=as_json, quiet=quiet)
 
 
 def _weights(text: str) -> list[float]:

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from safelight.evaluate.judge import describe
 from safelight.evaluate.score import ListScore, Reading
+from safelight.store.pictures import save
 
 SCHEMA = 1
 """Number of the JSON's schema."""
@@ -126,8 +127,8 @@ def write(folder: Path, scores: Sequence[ListScore], **settings: Any) -> None:
     (folder / "scores.json").write_text(text)
     (folder / "scores.md").write_text(markdown(scores))
     for s in scores:
-        sheet(s.first).save(folder / f"{s.name}.png")
+        save(folder / f"{s.name}.png", sheet(s.first))
         if s.failures:
             pictures, prompts, said = zip(*s.failures, strict=True)
             words = [f"{p.text} → {describe(c)}" for p, c in zip(prompts, said, strict=True)]
-            sheet(pictures, words).save(folder / f"{s.name}-failures.png")
+            save(folder / f"{s.name}-failures.png", sheet(pictures, words))

@@ -6,18 +6,17 @@ size hangs on the pictures' size alone.
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import logging
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from safelight import provenance
 from safelight.diffusion.guidance import plain
@@ -25,16 +24,18 @@ from safelight.diffusion.solvers import Solver
 from safelight.engine import Engine, NonFinite, Picture
 from safelight.engine import Progress as Answered
 from safelight.errors import Cancelled, InvalidRequest
+from safelight.generate import guard, thrift
 from safelight.generate.course import Course, notices, picture, plot
+from safelight.generate.develop import NAN_FIX, decode, develop, to_image
 from safelight.generate.events import Cancel, Clock, Event, Preview
 from safelight.model import Model
-from safelight.nets.vae import to_uint8
 from safelight.request import MAX_SEED, GenerateRequest, ImageResult, Outcome
+from safelight.safety import Moderation
+from safelight.verdict import Moderated
 
 log = logging.getLogger(__name__)
 
 _POLL = 0.02  # seconds between looks at the cancel token while nothing happens
-_NAN_FIX = "Try dtype float32, or a lower guidance scale."
 
 Answers = queue.SimpleQueue[tuple["_Job", Answered]]
 
@@ -50,6 +51,9 @@ class _Job:
     course: Course
     notices: tuple[str, ...]
     picture: Picture | None = None
+    moderation: tuple[Moderated, ...] = ()
+    cheaper: tuple[str, ...] = ()
+    """What was done with less, after memory had run out."""
 
 
 @dataclass(eq=False)
@@ -58,20 +62,26 @@ class _Group:
 
     jobs: list[_Job]
     mixed: bool = False
+    starved: list[_Job] = field(default_factory=list)
+    """Those for which memory ran out the first time."""
 
 
 def load(
     name: str | Path = "tiny",
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    *,
+    moderation: Moderation | None = None,
     **options: Any,
 ) -> Generator:
     """Load a model by shipped name, folder, file or hub id.
 
     Args:
+        moderation: whom to ask about prompts and pictures; see :mod:`safelight.safety`.
         options: those of :meth:`safelight.model.Model.load`.
     """
-    return Generator(Model.load(name, device=device, dtype=dtype, **options))
+    model = Model.load(name, device=device, dtype=dtype, **options)
+    return Generator(model, moderation=moderation)
 
 
 class Generator:
@@ -79,10 +89,17 @@ class Generator:
 
     Args:
         micro_batch: most pictures that share a network call; None chooses by their size.
+        moderation: whom to ask about prompts and pictures.
     """
 
-    def __init__(self, model: Model, *, micro_batch: int | None = None) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: Model,
+        *,
+        micro_batch: int | None = None,
+        moderation: Moderation | None = None,
+    ) -> None:
+        self.model, self.moderation = model, moderation
         self.engine = Engine(model)
         self._micro_batch = micro_batch
         self._lock = threading.Lock()
@@ -135,6 +152,7 @@ class Generator:
         requests = self.requests(prompt, request=request, seed=seed, **arguments)
         jobs: list[_Job] = []
         for call, each in enumerate(requests):
+            guard.check(self.model, each)
             course = plot(self.model, each)
             told = (*course.notes, *notices(self.model, each))
             jobs += [
@@ -194,8 +212,28 @@ class Generator:
     def _stream(self, jobs: list[_Job], cancel: Cancel) -> Iterator[Event]:
         clock = Clock(sum(job.course.calls for job in jobs))
         size = self._micro_batch or _micro_batch(self.model, [job.request for job in jobs])
+        refused = self._refused(jobs) if not cancel.is_set else {}
+        for job, reason in refused.items():
+            yield self._result(job, _Group([job]), Outcome.rejected, reason)
+        jobs = [job for job in jobs if job not in refused]
         for start in range(0, len(jobs), size):
-            yield from self._run(_Group(jobs[start : start + size]), clock, cancel)
+            group = _Group(jobs[start : start + size])
+            yield from self._run(group, clock, cancel)
+            for job in group.starved:  # once more, alone and one branch at a time
+                job.picture, job.cheaper = None, ("rows",)
+                yield from self._run(_Group([job]), clock, cancel)
+
+    def _refused(self, jobs: Sequence[_Job]) -> dict[_Job, str]:
+        """The jobs whose prompt the moderator removes, each prompt asked about once."""
+        if self.moderation is None or not self.moderation.prompts:
+            return {}
+        said: dict[str, Moderated] = {}
+        for job in jobs:
+            text = job.request.prompt
+            if text not in said:
+                said[text] = self.moderation.of_prompt(text)
+            job.moderation = (said[text],)
+        return {job: job.moderation[0].reason for job in jobs if job.moderation[0].removed}
 
     def _run(self, group: _Group, clock: Clock, cancel: Cancel) -> Iterator[Event]:
         """One micro-batch, from noise to results."""
@@ -212,7 +250,11 @@ class Generator:
                             yield self._result(job, group, Outcome.cancelled, "cancelled")
                         continue
                     if not submitted:
-                        self._submit(group, answers)
+                        try:
+                            self._submit(group, answers)
+                        except Exception as error:
+                            yield from self._starve(group, waiting, error)
+                            continue
                         submitted = True
                     yield from self._turn(group, waiting, answers, clock, cancel)
                 except KeyboardInterrupt:
@@ -226,9 +268,11 @@ class Generator:
             self._leave(group)
 
     def _submit(self, group: _Group, answers: Answers) -> None:
+        cheaper = any(job.cheaper for job in group.jobs)
+        engine = Engine(self.model, max_rows=1) if cheaper else self.engine
         for job in group.jobs:
             job.picture = self._picture(job, answers)
-        self.engine.submit([job.picture for job in group.jobs if job.picture is not None])
+        engine.submit([job.picture for job in group.jobs if job.picture is not None])
 
     def _turn(
         self,
@@ -257,7 +301,28 @@ class Generator:
         for job in finished:
             result = self._finish(job, group)
             del waiting[job]
-            yield result
+            if result is not None:
+                yield result
+
+    def _starve(
+        self, group: _Group, waiting: dict[_Job, None], error: Exception
+    ) -> Iterator[ImageResult]:
+        """Memory ran out before anything was submitted."""
+        if not thrift.is_out_of_memory(error):
+            raise error
+        for job in list(waiting):
+            del waiting[job]
+            result = self._starved(job, group, error)
+            if result is not None:
+                yield result
+
+    def _starved(self, job: _Job, group: _Group, error: Exception) -> ImageResult | None:
+        """Memory ran out: to be tried once more, or the result where it has been."""
+        thrift.relieve(error)
+        if job.cheaper:
+            return self._result(job, group, Outcome.out_of_memory, thrift.AGAIN)
+        group.starved.append(job)
+        return None
 
     def _picture(self, job: _Job, answers: Answers) -> Picture:
         if job.course.start == "nothing":
@@ -272,52 +337,45 @@ class Generator:
             return None
         try:
             with torch.inference_mode():
-                return _image(_decode(self.model, answered.denoised()))
+                image = to_image(decode(self.model, answered.denoised()))
+            return guard.preview(self.model, job.request, image, self.moderation)
         except (RuntimeError, MemoryError):  # a preview must never cost the picture
             log.warning("no preview of step %d", step, exc_info=True)
             return None
 
     # -- after -------------------------------------------------------------------------------
 
-    def _finish(self, job: _Job, group: _Group) -> ImageResult:
+    def _finish(self, job: _Job, group: _Group) -> ImageResult | None:
+        """The result; None when memory ran out and the job is to be tried once more."""
         assert job.picture is not None
         if job.course.start == "nothing":  # strength 0 gives the picture back, and says so
             scene = job.course.scene
             message = "strength 0: the picture that was given, in the size asked for"
             image = scene.finished(scene.untouched())
-            return self._result(job, group, Outcome.ok, message, image)
+            given = guard.Shown(image, Outcome.ok, message, moderation=job.moderation)
+            shown = guard.show(self.model, job.request, given, self.moderation)
+            return self._result(job, group, shown.outcome, shown.message, shown)
         try:
             latents = job.picture.result()
-            image, outcome, message = self._develop(latents)
-            if image is not None:
-                image = job.course.scene.finished(image)
+            developed, tiled = develop(self.model, latents)
+            if developed.image is not None:
+                image = job.course.scene.finished(developed.image)
+                developed = dataclasses.replace(developed, image=image)
+            job.cheaper += ("tiles",) if tiled else ()
+            developed = dataclasses.replace(developed, moderation=job.moderation)
+            shown = guard.show(self.model, job.request, developed, self.moderation)
         except Cancelled:
             return self._result(job, group, Outcome.cancelled, "cancelled")
         except NonFinite as error:
-            return self._result(job, group, Outcome.nan, f"{error}. {_NAN_FIX}")
+            return self._result(job, group, Outcome.nan, f"{error}. {NAN_FIX}")
         except InvalidRequest:
             raise
         except Exception as error:  # one picture's failure must not cost the others
+            if thrift.is_out_of_memory(error):
+                return self._starved(job, group, error)
             log.exception("picture %d failed", job.index)
             return self._result(job, group, Outcome.error, f"{type(error).__name__}: {error}")
-        return self._result(job, group, outcome, message, image)
-
-    @torch.inference_mode()
-    def _develop(self, latents: Tensor) -> tuple[Image.Image | None, Outcome, str]:
-        """Latents to a picture, or why there is none."""
-        if not bool(torch.isfinite(latents).all()):
-            return None, Outcome.nan, f"the latents are not finite. {_NAN_FIX}"
-        pixels = _decode(self.model, latents)
-        if bool(torch.isfinite(pixels).all()):
-            return _image(pixels), Outcome.ok, ""
-        dtype = next(self.model.vae.parameters()).dtype
-        if dtype != torch.float32:
-            pixels = copy.deepcopy(self.model.vae).float().decode(latents.float())
-            if bool(torch.isfinite(pixels).all()):
-                name = str(dtype).removeprefix("torch.")
-                message = f"the decoder overflowed in {name}; decoded again in float32"
-                return _image(pixels), Outcome.nan_recovered, message
-        return None, Outcome.nan, f"the decoder's pixels are not finite. {_NAN_FIX}"
+        return self._result(job, group, shown.outcome, shown.message, shown)
 
     def _result(
         self,
@@ -325,16 +383,23 @@ class Generator:
         group: _Group,
         outcome: Outcome,
         message: str,
-        image: Image.Image | None = None,
+        shown: guard.Shown | None = None,
     ) -> ImageResult:
+        image = None if shown is None else shown.image
+        verdict = guard.unseen(self.model, job.request) if shown is None else shown.safety
+        moderation = job.moderation if shown is None else shown.moderation
+        notices = (*job.notices, thrift.TOLD) if job.cheaper and image else job.notices
         record = provenance.metadata(
             self.model,
             job.request,
             image,
             outcome=outcome,
             message=message,
-            notices=job.notices,
+            notices=notices,
             batch=_place(job, group),
+            cheaper=job.cheaper,
+            safety=verdict,
+            moderation=moderation,
         )
         return ImageResult(
             image=image,
@@ -343,8 +408,10 @@ class Generator:
             request=job.request,
             message=message,
             metadata=record,
-            notices=job.notices,
+            notices=notices,
             index=job.index,
+            safety=verdict,
+            moderation=moderation,
         )
 
     def _enter(self, group: _Group) -> None:
@@ -389,12 +456,3 @@ def _place(job: _Job, group: _Group) -> tuple[int, int, bool]:
         return 0, 1, True
     alike = not group.mixed and all(other.call == job.call for other in group.jobs)
     return group.jobs.index(job), len(group.jobs), alike
-
-
-def _decode(model: Model, latents: Tensor) -> Tensor:
-    """Alone, whatever the batch: the decoder adds no difference between batches."""
-    return model.runtime.decode(latents.to(next(model.vae.parameters()).dtype))
-
-
-def _image(pixels: Tensor) -> Image.Image:
-    return Image.fromarray(to_uint8(pixels)[0].cpu().numpy())

@@ -76,7 +76,7 @@ class Scene:
     def _lay_mask(self, mask: Image.Image) -> None:
         assert self.image is not None
         mask = mask.resize(self.image.size, Image.Resampling.LANCZOS)
-        marked = mask.point(lambda v: 255 if v >= 128 else 0).getbbox()
+        marked = mask.point([255 * (v >= 128) for v in range(256)]).getbbox()
         if marked is None:
             raise InvalidRequest("mask", "marks nothing.", "White is repainted, black is kept.")
         if self.request.mask_feather:
@@ -159,7 +159,8 @@ class Scene:
             changes["planes"] = planes.depth_plane(self._depth(), height, width)
         elif family == "x4-upscaler":
             level = self.request.noise_level or 0
-            small = tuple(side // model.spec.vae.factor for side in self.size)
+            width, height = (side // model.spec.vae.factor for side in self.size)
+            small = width, height
             assert self.image is not None
             pixels = image.to_pixels(
                 self.image

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from safelight.nets.layers import embedding, normal
 from safelight.spec import TextSpec, VisionSpec
 
 
@@ -88,8 +89,8 @@ class TextEmbeddings(nn.Module):
 
     def __init__(self, spec: TextSpec) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(spec.vocab_size, spec.width)
-        self.position_embedding = nn.Embedding(spec.context_length, spec.width)
+        self.token_embedding = embedding(spec.vocab_size, spec.width)
+        self.position_embedding = embedding(spec.context_length, spec.width)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
@@ -149,12 +150,12 @@ class VisionEmbeddings(nn.Module):
 
     def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
-        self.class_embedding = nn.Parameter(torch.randn(spec.width) * spec.width**-0.5)
+        self.class_embedding = nn.Parameter(normal(spec.width, std=spec.width**-0.5))
         self.patch_embedding = nn.Conv2d(
             3, spec.width, spec.patch_size, stride=spec.patch_size, bias=False
         )
         patches = (spec.image_size // spec.patch_size) ** 2
-        self.position_embedding = nn.Embedding(patches + 1, spec.width)
+        self.position_embedding = embedding(patches + 1, spec.width)
 
     def forward(self, pixels: Tensor) -> Tensor:
         patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)

@@ -37,6 +37,21 @@ def sinusoid(
     return torch.cat(parts if cos_first else parts[::-1], dim=-1)
 
 
+def normal(*shape: int, std: float = 1.0) -> Tensor:
+    """Numbers from N(0, std²), as initial weights.
+
+    On the meta device, where a network is built before its weights are read, none are drawn:
+    PyTorch would import its compiler for that, which takes as long as importing PyTorch.
+    """
+    weight = torch.empty(shape)
+    return weight if weight.is_meta else weight.normal_(std=std)
+
+
+def embedding(count: int, width: int) -> nn.Embedding:
+    """A table of ``count`` rows of :func:`normal` numbers."""
+    return nn.Embedding(count, width, _weight=normal(count, width))
+
+
 class TimestepMLP(nn.Module):
     """Linear, SiLU, Linear: from a sinusoid (or a class vector) to the time embedding.
 

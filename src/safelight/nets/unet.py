@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from safelight.nets.attention import SpatialTransformer
-from safelight.nets.layers import Downsample, ResnetBlock, TimestepMLP, Upsample, sinusoid
+from safelight.nets.layers import (
+    Downsample,
+    ResnetBlock,
+    TimestepMLP,
+    Upsample,
+    embedding,
+    sinusoid,
+)
 from safelight.spec import UNetSpec
 
 
@@ -96,7 +103,7 @@ class UNet(nn.Module):
         self.conv_in = nn.Conv2d(spec.in_channels, first, 3, padding=1)
         self.time_embedding = TimestepMLP(first, spec.time_width, spec.guidance_embedding_size)
         if spec.class_embedding == "table":
-            self.class_embedding = nn.Embedding(spec.class_embedding_size, spec.time_width)
+            self.class_embedding = embedding(spec.class_embedding_size, spec.time_width)
         elif spec.class_embedding == "projection":
             self.class_embedding = TimestepMLP(spec.class_embedding_size, spec.time_width)
         else:

@@ -183,7 +183,7 @@ class Transformer:
     """Transformer blocks over the cells of a feature map."""
 
     def __init__(self, part: SpatialTransformer, plan: Plan) -> None:
-        self._norm = Norm(part.norm, silu=False)
+        self._norm = Norm(part.norm, plan, silu=False)
         # A 1x1 convolution is a linear layer over cells.
         around: list[Any] = [part.proj_in, part.proj_out]
         self._into, self._out = ((layer.weight.flatten(1), layer.bias) for layer in around)
@@ -215,8 +215,8 @@ class Transformer:
 class CellAttention:
     """The autoencoder's self-attention over all cells."""
 
-    def __init__(self, part: SpatialAttention) -> None:
-        self._norm, self._own = Norm(part.group_norm, silu=False), SelfAttention(part)
+    def __init__(self, part: SpatialAttention, plan: Plan) -> None:
+        self._norm, self._own = Norm(part.group_norm, plan, silu=False), SelfAttention(part)
 
     def __call__(self, x: Tensor) -> Tensor:
         return map_of(self._own(rows_of(x), rows_of(self._norm(x))), x)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from safelight.nets.layers import Downsample, ResnetBlock, Upsample
+from safelight.runtime.kernels.norm import group_norm as compiled_norm
 from safelight.runtime.plan import (
     Plan,
     pack,
@@ -59,12 +60,17 @@ class Conv:
 class Norm:
     """GroupNorm, and the SiLU behind it where there is one."""
 
-    def __init__(self, norm: nn.GroupNorm, *, silu: bool = True) -> None:
+    def __init__(self, norm: nn.GroupNorm, plan: Plan, *, silu: bool = True) -> None:
         self._groups, self._eps, self._silu = norm.num_groups, norm.eps, silu
+        self._compiled = plan.compiled
         self._weight, self._bias = norm.weight, norm.bias
         self._shape = (norm.num_groups, norm.num_channels // norm.num_groups)
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self._compiled and x.numel() > _FEW:
+            return compiled_norm(
+                x, self._weight, self._bias, self._groups, self._eps, silu=self._silu
+            )
         if x.numel() <= _FEW or x.shape[2] * x.shape[3] >= _CELLS:
             h = F.group_norm(x, self._groups, self._weight, self._bias, self._eps)
         else:
@@ -93,7 +99,7 @@ class Resnet:
     """A residual block. The time embedding comes projected, with ``conv1``'s bias in it."""
 
     def __init__(self, block: ResnetBlock, plan: Plan) -> None:
-        self._norm1, self._norm2 = Norm(block.norm1), Norm(block.norm2)
+        self._norm1, self._norm2 = Norm(block.norm1, plan), Norm(block.norm2, plan)
         self._conv1, self._conv2 = Conv(block.conv1, plan), Conv(block.conv2, plan)
         # A 1x1 convolution is a linear layer over cells, which BLAS does better: oneDNN's packed
         # one was measured between equal and thirty times slower (2560 channels, 8x8).

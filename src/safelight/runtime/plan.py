@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from safelight.nets.unet import UNet
 from safelight.nets.vae import VAE
+from safelight.runtime.kernels import library
 
 if TYPE_CHECKING:
     from safelight.model import Model
@@ -39,6 +40,8 @@ class Plan:
     """Branches of one picture share everything before the first cross-attention."""
     folded: bool = True
     """Small cross-attention: queries and outputs multiplied into the cached keys and values."""
+    compiled: bool = True
+    """Large GroupNorms, with their SiLU, by the C kernel."""
 
     @property
     def kernels(self) -> tuple[str, ...]:
@@ -49,7 +52,9 @@ class Plan:
         return ("torch", *sorted(names))
 
 
-PLAIN = Plan(fused=False, packed=False, transposed=False, shared=False, folded=False)
+PLAIN = Plan(
+    fused=False, packed=False, transposed=False, shared=False, folded=False, compiled=False
+)
 """The networks as they are."""
 
 
@@ -66,7 +71,12 @@ def choose(model: Model) -> Plan:
     weights = sum(4 * p.numel() for net in (model.unet, model.vae) for p in net.parameters())
     if 2 * weights > _memory() / 2:
         return PLAIN
-    return Plan(packed=packing_works())
+    return everything()
+
+
+def everything() -> Plan:
+    """All that works on this machine."""
+    return Plan(packed=packing_works(), compiled=library() is not None)
 
 
 @functools.cache

@@ -28,7 +28,7 @@ class FusedUNet:
     def __init__(self, unet: UNet, plan: Plan) -> None:
         self._unet, self._plan = unet, plan
         self._conv_in, self._conv_out = Conv(unet.conv_in, plan), Conv(unet.conv_out, plan)
-        self._norm_out = Norm(unet.conv_norm_out)
+        self._norm_out = Norm(unet.conv_norm_out, plan)
         self._down: list[Layer | Down] = []
         for block in unet.down_blocks:
             assert isinstance(block, DownBlock)

@@ -22,12 +22,12 @@ class FusedDecoder:
         self._conv_in, self._conv_out = Conv(decoder.conv_in, plan), Conv(decoder.conv_out, plan)
         middle = decoder.mid_block
         first, last = (Resnet(part, plan) for part in parts_of(middle.resnets))
-        attention = CellAttention(parts_of(middle.attentions)[0])
+        attention = CellAttention(parts_of(middle.attentions)[0], plan)
         steps: list[Callable[[Tensor], Tensor]] = [first, attention, last]
         for block in parts_of(decoder.up_blocks):
             steps += [Resnet(part, plan) for part in parts_of(block.resnets)]
             steps += [Up(part, plan) for part in parts_of(block.upsamplers)]
-        self._steps = [*steps, Norm(decoder.conv_norm_out)]
+        self._steps = [*steps, Norm(decoder.conv_norm_out, plan)]
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Scaled latents ``(N, latent_channels, h, w)`` to pixels ``(N, 3, f*h, f*w)``."""

@@ -324,6 +324,67 @@ def clip_tokenizer(pad_id: int = 49407, *, local_only: bool | None = True) -> Pa
     return None
 
 
+def fetch_checker(name: str, *, local_only: bool | None = None) -> Path:
+    """A repository's safety checker: a whole model's, or one that stands alone.
+
+    Args:
+        name: ``org/name``, ``org/name@revision``, or a short name.
+        local_only: as in :func:`resolve`.
+
+    Raises:
+        ModelNotFound: there is none, or it cannot be reached.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    from safelight.store.checkers import find_checker
+
+    text = name.strip().rstrip("/")
+    repo, _, revision = ALIASES.get(text, text).partition("@")
+    fix = "Give a folder, or a hub id org/name whose repository has one."
+    if not _ID.fullmatch(repo):
+        raise ModelNotFound(f"no safety checker {name!r}. {fix}")
+    tried = ["not in the local cache"]
+    for offline in (True, False):
+        if not offline and _offline(local_only):
+            tried.append("the network: switched off (HF_HUB_OFFLINE or local_only)")
+            break
+        try:
+            wanted = None
+            if not offline:
+                names = HfApi().list_repo_files(repo, revision=revision or None)
+                wanted = _checker_files(names)
+            root = snapshot_download(
+                repo,
+                revision=revision or None,
+                allow_patterns=wanted,
+                local_files_only=offline,
+            )
+        except _unreachable() as error:
+            if not offline:
+                tried.append(f"the hub ({type(error).__name__})")
+            continue
+        if find_checker(Path(root)) is not None:
+            return Path(root)
+        tried.append(f"{'the copy in the cache' if offline else repo} holds none")
+    raise ModelNotFound(f"no safety checker {name!r}. Tried: {'; '.join(tried)}. {fix}")
+
+
+def _checker_files(names: Iterable[str]) -> list[str]:
+    """Of a repository's files, those of its checker and of what goes into it."""
+    parts = [n.rpartition("/") for n in names]
+    inside = any(folder == "safety_checker" for folder, _, _ in parts)
+    home = "safety_checker" if inside else ""
+    files = {file for folder, _, file in parts if folder == home}
+    chosen, _ = choose_weights(files, None)
+    wanted = [*_COMPONENT_FILES, "safelight.json", *([chosen] if chosen else [])]
+    found = [f"{home}/{file}".lstrip("/") for file in wanted if file in files]
+    return found + [
+        f"{folder}/{file}"
+        for folder, _, file in parts
+        if folder == "feature_extractor" and file in _COMPONENT_FILES
+    ]
+
+
 def shipped() -> list[str]:
     """Names of the models inside the package."""
     found = (*FAMILY.glob("*/model_index.json"), *FAMILY.glob("*/model.json"))

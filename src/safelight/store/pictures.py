@@ -1,8 +1,9 @@
 """Pictures in and out, and what a picture's file says about how it was made.
 
 PNG keeps A1111's text under ``parameters`` and our JSON under ``safelight``. JPEG and WebP keep
-the first in EXIF ``UserComment``, as A1111 does, and the second in EXIF ``MakerNote``. There is no
-time in any of them: the same picture and texts give the same bytes.
+the first in EXIF ``UserComment``, as A1111 does, and the second in EXIF ``MakerNote``. All three
+carry an XMP packet which says that a machine made the picture (:mod:`~.xmp`), with or without the
+other two. There is no time in any of them: the same picture and texts give the same bytes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from safelight.errors import InvalidRequest
+from safelight.store.xmp import MARK
 
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused before they are decoded."""
@@ -26,6 +28,7 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _EXIF_IFD, _USER_COMMENT, _MAKER_NOTE = 0x8769, 0x9286, 0x927C
 _OWN_NOTE = b"safelight\0"
+_PNG_XMP = "XML:com.adobe.xmp"
 _JPEG_EXIF_LIMIT = 65_000
 
 Source = str | Path | bytes | Image.Image | np.ndarray
@@ -38,11 +41,13 @@ class Metadata:
     Attributes:
         parameters: A1111's text, or None.
         json: our canonical JSON as it was written, or None.
+        xmp: the XMP packet, or None.
         other: other programs' texts by name (``prompt``, ``workflow``, ``invokeai_metadata`` …).
     """
 
     parameters: str | None = None
     json: str | None = None
+    xmp: str | None = None
     other: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -95,6 +100,7 @@ def encode(
     record: str = "",
     *,
     quality: int = 95,
+    xmp: bytes = MARK,
 ) -> bytes:
     """A picture's file as bytes, with its texts.
 
@@ -104,6 +110,7 @@ def encode(
         parameters: A1111's text; empty: none is written.
         record: our JSON; empty: none is written.
         quality: 1 to 100, of JPEG and WebP. JPEG keeps colour at full resolution.
+        xmp: an XMP packet. The default says that a machine made the picture.
 
     Raises:
         InvalidRequest: the texts do not fit into a JPEG, or the format is unknown.
@@ -114,6 +121,8 @@ def encode(
         for key, text in (("parameters", parameters), ("safelight", record)):
             if text:
                 _add_text(texts, key, text)
+        if xmp:
+            texts.add_itxt(_PNG_XMP, xmp.decode())
         image.save(out, "PNG", pnginfo=texts)
     elif format in ("JPEG", "WEBP"):
         exif = _exif(parameters, record)
@@ -122,9 +131,9 @@ def encode(
                 "output", f"a JPEG cannot hold {len(exif)} bytes of texts.", "Write PNG or WebP."
             )
         if format == "JPEG":
-            image.save(out, "JPEG", quality=quality, subsampling=0, exif=exif)
+            image.save(out, "JPEG", quality=quality, subsampling=0, exif=exif, xmp=xmp)
         else:
-            image.save(out, "WEBP", quality=quality, method=4, exif=exif)
+            image.save(out, "WEBP", quality=quality, method=4, exif=exif, xmp=xmp)
     else:
         raise InvalidRequest("output", f"unknown format {format!r}.", "PNG, JPEG or WEBP.")
     return out.getvalue()
@@ -137,20 +146,34 @@ def save(
     record: str = "",
     *,
     quality: int = 95,
+    xmp: bytes = MARK,
 ) -> None:
     """Write a picture; the ending chooses the format. A reader never sees half a file.
 
     Raises:
         InvalidRequest: an ending other than .png, .jpg, .jpeg, .webp; see :func:`encode`.
     """
-    path = Path(path)
-    format = FORMATS.get(path.suffix.lower())
-    if format is None:
+    write(path, encode(image, format_of(path), parameters, record, quality=quality, xmp=xmp))
+
+
+def format_of(path: str | Path) -> str:
+    """The format that a file's ending stands for.
+
+    Raises:
+        InvalidRequest: an ending other than .png, .jpg, .jpeg, .webp.
+    """
+    ending = Path(path).suffix
+    if ending.lower() not in FORMATS:
         raise InvalidRequest(
-            "output", f"cannot write {path.suffix or 'a file without ending'}.",
+            "output", f"cannot write {ending or 'a file without ending'}.",
             f"Use {', '.join(FORMATS)}.",
         )  # fmt: skip
-    data = encode(image, format, parameters, record, quality=quality)
+    return FORMATS[ending.lower()]
+
+
+def write(path: str | Path, data: bytes) -> None:
+    """Put a file in its place at once: a reader sees the old one or all of the new one."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -172,17 +195,20 @@ def read_metadata(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -
             # PNG allows texts behind the pixels; ``text`` reads to the end.
             texts = dict(image.text) if isinstance(image, PngImagePlugin.PngImageFile) else {}
             exif = image.getexif()
+            packet = image.info.get("xmp")
         except (OSError, ValueError, SyntaxError) as error:
             raise InvalidRequest("picture", f"is broken: {error}.") from error
     found = {key: str(text) for key, text in texts.items()}
     parameters, record = found.pop("parameters", None), found.pop("safelight", None)
+    in_text = found.pop(_PNG_XMP, None)
+    packet = packet.decode("utf-8", "replace") if isinstance(packet, bytes) else in_text
     inner = exif.get_ifd(_EXIF_IFD)
     comment, note = inner.get(_USER_COMMENT), inner.get(_MAKER_NOTE)
     if parameters is None and comment:
         parameters = _decode_comment(comment)
     if record is None and isinstance(note, bytes) and note.startswith(_OWN_NOTE):
         record = note.removeprefix(_OWN_NOTE).decode("utf-8", "replace")
-    return Metadata(parameters, record, found)
+    return Metadata(parameters, record, packet, found)
 
 
 def _open(source: str | Path | bytes, field: str, max_pixels: int) -> Image.Image:

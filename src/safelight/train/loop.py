@@ -98,7 +98,7 @@ class Run:
             trainable, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
         )
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
-        self._trained = torch.compile(self.module) if recipe.compile else self.module
+        self._trained: Any = torch.compile(self.module) if recipe.compile else self.module
         self.ema = EMA(self.plain, recipe.ema.decay)
         self.seen, self.seconds = 0, 0.0
         self.folder = recipe.output

@@ -13,6 +13,7 @@ from safelight.data import stilllife
 from safelight.data.renders import open_renders, scenes_of
 from safelight.data.stilllife import Scene, Split
 from safelight.nets.vae import to_uint8
+from safelight.store.pictures import save
 from safelight.train.recipe import DataRecipe
 
 VALIDATION_SEEDS: dict[Split, int] = {"val": 2, "combo": 3, "pair": 4}
@@ -90,4 +91,5 @@ def save_grid(rows: list[Tensor], path: Path, scale: int = 2) -> None:
     """Rows of pictures ``(N, 3, H, W)`` in [-1, 1], as one PNG."""
     lines = [np.concatenate(list(to_uint8(row).numpy()), axis=1) for row in rows]
     sheet = Image.fromarray(np.concatenate(lines, axis=0))
-    sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST).save(path)
+    size = (sheet.width * scale, sheet.height * scale)
+    save(path, sheet.resize(size, Image.Resampling.NEAREST))

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 _SIGNATURES = {
-    "sl_norm_work": (_LONG, [_LONG, _LONG, _INT]),
+    "sl_norm_work": (_LONG, [_LONG, _LONG, _LONG]),
     **{
         f"sl_{kind}_norm_forward": (None, [_POINTER] * 6 + [_LONG] * 4 + [_FLOAT, _INT, _INT])
         for kind in ("f32", "bf16")

@@ -10,18 +10,20 @@
 /* Elements a loop body covers: a multiple of the channels, at least 256. */
 static inline long sl_period(long channels) { return channels * ((255 + channels) / channels); }
 
-/* Pieces a row is cut into, so that few rows still keep every thread busy. */
-static inline long sl_parts(long rows, int threads)
+/* Pieces a row is cut into, so that few rows still keep every thread busy. They hang on the row's
+ * size alone: sums are then the same whatever the number of rows or threads. */
+static inline long sl_parts(long cells, long channels)
 {
-    return rows >= threads ? 1 : (threads + rows - 1) / rows;
+    const long parts = cells * channels / 16384;
+    return parts < 1 ? 1 : parts > 16 ? 16 : parts;
 }
 
 static inline long sl_stride(long channels, long period) { return 2 * channels + 4 * period; }
 
 /* Floats of scratch memory that forward and backward need. */
-long sl_norm_work(long rows, long channels, int threads)
+long sl_norm_work(long rows, long cells, long channels)
 {
-    return rows * sl_parts(rows, threads) * sl_stride(channels, sl_period(channels));
+    return rows * sl_parts(cells, channels) * sl_stride(channels, sl_period(channels));
 }
 
 static void sl_fold(const float *work, long channels, long period, float *sums)

@@ -108,7 +108,7 @@ void NAME(norm_forward)(const ELEM *x, ELEM *y, const float *weight, const float
                         float *statistics, float *work, long rows, long cells, long channels,
                         long groups, float eps, int silu, int threads)
 {
-    const long period = sl_period(channels), parts = sl_parts(rows, threads);
+    const long period = sl_period(channels), parts = sl_parts(cells, channels);
     const long share = channels / groups, stride = sl_stride(channels, period);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long job = 0; job < rows * parts; job++) {
@@ -151,7 +151,7 @@ void NAME(norm_backward)(const ELEM *x, const ELEM *dy, ELEM *dx, const float *w
                          float *work, long rows, long cells, long channels, long groups, int silu,
                          int threads)
 {
-    const long period = sl_period(channels), parts = sl_parts(rows, threads);
+    const long period = sl_period(channels), parts = sl_parts(cells, channels);
     const long share = channels / groups, stride = sl_stride(channels, period);
     const double count = (double)(share * cells);
 #pragma omp parallel for num_threads(threads) schedule(static)

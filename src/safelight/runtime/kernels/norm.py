@@ -30,7 +30,25 @@ def group_norm(
     Returns:
         like ``x``, channels-last.
     """
+    if not torch.is_grad_enabled():
+        x = x.contiguous(memory_format=torch.channels_last)
+        return _forward(x, weight, bias, groups, eps, silu)[0]
     return _GroupNorm.apply(x, weight, bias, groups, eps, silu)  # type: ignore[no-any-return]
+
+
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor]:
+    """The result, and mean and inverse deviation ``(N, groups, 2)``; ``x`` channels-last."""
+    n, channels, height, width = x.shape
+    y, statistics = torch.empty_like(x), torch.empty(n, groups, 2)
+    lib = _library()
+    work = torch.empty(lib.sl_norm_work(n, height * width, channels))
+    getattr(lib, f"sl_{_KINDS[x.dtype]}_norm_forward")(
+        *(t.data_ptr() for t in (x, y, weight, bias, statistics, work)),
+        *(n, height * width, channels, groups, eps, silu, torch.get_num_threads()),
+    )
+    return y, statistics
 
 
 class _GroupNorm(torch.autograd.Function):
@@ -38,32 +56,24 @@ class _GroupNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, *how: Any) -> Tensor:
         groups, eps, silu = how
         x = x.contiguous(memory_format=torch.channels_last)
-        n, channels, height, width = x.shape
-        y, statistics = torch.empty_like(x), torch.empty(n, groups, 2)
-        threads = torch.get_num_threads()
-        lib = _library()
-        work = torch.empty(lib.sl_norm_work(n, channels, threads))
-        getattr(lib, f"sl_{_KINDS[x.dtype]}_norm_forward")(
-            *(t.data_ptr() for t in (x, y, weight, bias, statistics, work)),
-            *(n, height * width, channels, groups, eps, silu, threads),
-        )
+        y, statistics = _forward(x, weight, bias, groups, eps, silu)
         ctx.save_for_backward(x, weight, bias, statistics)
-        ctx.how = groups, silu, threads
+        ctx.how = groups, silu
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, bias, statistics = ctx.saved_tensors
-        groups, silu, threads = ctx.how
+        groups, silu = ctx.how
         dy = gradients[0].to(x.dtype).contiguous(memory_format=torch.channels_last)
         n, channels, height, width = x.shape
         dx, dweight, dbias = (torch.empty_like(t) for t in (x, weight, bias))
         lib = _library()
-        work = torch.empty(lib.sl_norm_work(n, channels, threads))
+        work = torch.empty(lib.sl_norm_work(n, height * width, channels))
         tensors = (x, dy, dx, weight, bias, statistics, dweight, dbias, work)
         getattr(lib, f"sl_{_KINDS[x.dtype]}_norm_backward")(
             *(t.data_ptr() for t in tensors),
-            *(n, height * width, channels, groups, silu, threads),
+            *(n, height * width, channels, groups, silu, torch.get_num_threads()),
         )
         return dx, dweight, dbias, None, None, None
 

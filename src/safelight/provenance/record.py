@@ -1,9 +1,10 @@
-"""What a picture says about how it was made, and making it again.
+"""What a picture says about how it was made: written, and read.
 
 A picture carries two texts: A1111's ``parameters``, which other programs read, and our own JSON,
 which is complete. The JSON names the *plan*: everything beside the request and the weights that may
 move the last bit of a sum (kernels, threads, torch, device, how many pictures shared a network
-call). :func:`replay` promises no difference where the plan is the same.
+call). Both can be left out; the mark that a machine made the picture (:mod:`safelight.store.xmp`)
+cannot.
 """
 
 from __future__ import annotations
@@ -12,28 +13,28 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
 from safelight import __version__, names
 from safelight.errors import InvalidRequest
 from safelight.request import GenerateRequest, ImageResult, canonical_json
 from safelight.store import pictures
+from safelight.verdict import Moderated, Verdict
 
 if TYPE_CHECKING:
     from safelight.model import Model
+    from safelight.provenance.signing import Signer
 
 SCHEMA = 1
 """Number of the picture's JSON schema."""
 KIND = "safelight.picture"
 NUMERICS = 1
 """Raised whenever the same request gives another picture on the same plan."""
-LOSSY = ("JPEG", "WEBP")
 
 
 # -- what is written ----------------------------------------------------------------------------
@@ -84,6 +85,9 @@ def metadata(
     message: str = "",
     notices: tuple[str, ...] = (),
     batch: tuple[int, int, bool] = (0, 1, True),
+    cheaper: tuple[str, ...] = (),
+    safety: Verdict | None = None,
+    moderation: tuple[Moderated, ...] = (),
 ) -> dict[str, Any]:
     """The JSON that a picture carries. Equal pictures have equal metadata: no clock, no names of
     people or folders.
@@ -92,9 +96,16 @@ def metadata(
         request: this picture's own, resolved.
         batch: (index, size, alike): its place in the micro-batch, and whether that was one
             request's consecutive seeds and nothing else, so that it can be made again.
+        cheaper: what was done with less after memory had run out; part of the plan.
+        safety: the safety checker's verdict; None where the model has none.
+        moderation: what a moderation service said.
     """
     index, size, alike = batch
     made_on = plan(model, size if alike or size == 1 else "mixed")
+    if cheaper:
+        made_on["cheaper"] = list(cheaper)
+    if model.checker is not None:
+        made_on["checker"] = model.checker.digest
     return {
         "schema": SCHEMA,
         "kind": KIND,
@@ -113,6 +124,8 @@ def metadata(
         "outcome": str(outcome),
         "message": message,
         "notices": list(notices),
+        "safety": None if safety is None else safety.model_dump(mode="json"),
+        "moderation": [said.model_dump(mode="json") for said in moderation],
     }
 
 
@@ -155,17 +168,51 @@ def _quoted(value: object) -> str:
     return json.dumps(text, ensure_ascii=False) if re.search(r"[,:\n]", text) else text
 
 
-def save(result: ImageResult, path: str | Path, *, quality: int | None = None) -> Path:
-    """Write a finished picture with its metadata; the ending chooses PNG, JPEG or WebP.
+def encode(
+    result: ImageResult,
+    format: str = "PNG",
+    *,
+    quality: int | None = None,
+    metadata: bool = True,
+    signer: Signer | None = None,
+) -> bytes:
+    """A finished picture as a file's bytes: marked as machine-made, with its settings, signed.
+
+    Args:
+        format: ``PNG``, ``JPEG`` or ``WEBP``.
+        quality: 1 to 100, of JPEG and WebP.
+        metadata: False leaves the settings out. The mark stays.
+        signer: signs the bytes (:class:`safelight.provenance.Signer`).
+
+    Raises:
+        InvalidRequest: there is no picture (see ``result.outcome``), or the format is unknown.
+    """
+    if result.image is None:
+        raise InvalidRequest("result", f"holds no picture: {result.outcome}. {result.message}")
+    told = bool(metadata and result.metadata)
+    text = parameters_text(result.metadata) if told else ""
+    record = canonical_json(result.metadata) if told else ""
+    options: dict[str, Any] = {} if quality is None else {"quality": quality}
+    data = pictures.encode(result.image, format, text, record, **options)
+    return data if signer is None else signer.sign(data, format)
+
+
+def save(
+    result: ImageResult,
+    path: str | Path,
+    *,
+    quality: int | None = None,
+    metadata: bool = True,
+    signer: Signer | None = None,
+) -> Path:
+    """Write a finished picture; the ending chooses PNG, JPEG or WebP. See :func:`encode`.
 
     Raises:
         InvalidRequest: there is no picture (see ``result.outcome``), or the ending is unknown.
     """
-    if result.image is None:
-        raise InvalidRequest("result", f"holds no picture: {result.outcome}. {result.message}")
-    text = parameters_text(result.metadata)
-    options = {} if quality is None else {"quality": quality}
-    pictures.save(Path(path), result.image, text, canonical_json(result.metadata), **options)
+    format = pictures.format_of(path)
+    data = encode(result, format, quality=quality, metadata=metadata, signer=signer)
+    pictures.write(path, data)
     return Path(path)
 
 
@@ -278,124 +325,3 @@ def from_parameters(text: str) -> Provenance:
     if options.get("RNG", "GPU") != "CPU":
         notes.append("its noise was drawn on a GPU: expect another picture")
     return Provenance(GenerateRequest(**fields), {}, text, tuple(notes))
-
-
-# -- again --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Between two pictures, over all 8-bit channel values."""
-
-    largest: int
-    """0..255."""
-    mean: float
-    equal: float
-    """Share of values that are the same."""
-
-
-def compare(a: Image.Image, b: Image.Image) -> Difference:
-    """Pixel difference of two pictures of one size.
-
-    Raises:
-        InvalidRequest: their sizes differ.
-    """
-    if a.size != b.size:
-        raise InvalidRequest("picture", f"is {a.size}, the new one {b.size}: it was resized.")
-    one = np.asarray(a.convert("RGB"), dtype=np.int16)
-    difference = np.abs(one - np.asarray(b.convert("RGB"), dtype=np.int16))
-    return Difference(
-        int(difference.max()), float(difference.mean()), float((difference == 0).mean())
-    )
-
-
-@dataclass(frozen=True)
-class Replay:
-    """A picture made again.
-
-    Args:
-        result: the new one.
-        difference: None where there is no new picture.
-        same_plan: the plan digest is that of the file.
-        same_model: so is the model's; None where either has none.
-        same_pixels: the new picture is, bit by bit, what was once made; None where the file does
-            not say. A lossy file differs from it all the same.
-        changes: what is different now, for people.
-        lossy: the file's format does not keep pixels.
-    """
-
-    result: ImageResult
-    difference: Difference | None
-    same_plan: bool
-    same_model: bool | None
-    same_pixels: bool | None
-    changes: tuple[str, ...]
-    lossy: bool
-
-    @property
-    def broken(self) -> bool:
-        """The promise is: same plan, same model, no difference. (A lossy or edited file is
-        compared by its pixel digest alone.)"""
-        return self.same_plan and self.same_model is not False and self.same_pixels is False
-
-
-Again = Callable[[GenerateRequest], list[ImageResult]]
-
-
-def replay(path: str | Path, again: Again) -> Replay:
-    """Make a picture again from what it says, and compare.
-
-    Args:
-        again: makes a request's pictures (``Generator.generate``), on the model to compare with.
-
-    Raises:
-        InvalidRequest: the file says nothing, or has been resized.
-    """
-    provenance = read(path)
-    request, record = provenance.request, provenance.record
-    batch = record.get("batch") or {"index": 0, "size": 1, "alike": True}
-    index = 0
-    if batch["alike"] and batch["size"] > 1 and not request.deterministic:
-        # In the same company, so that sums are taken in the same order.
-        index = int(batch["index"])
-        first = ((request.seed or 0) - index) % 2**63
-        request = request.replace(seed=first, count=int(batch["size"]))
-    result = again(request)[index]
-    changes = [*_changes(record, result.metadata), *provenance.notes]
-    same_plan = record.get("plan_digest") == result.metadata.get("plan_digest")
-    if record and record["batch"]["size"] > 1 and not record["batch"]["alike"]:
-        changes.append("it was made together with other requests' pictures")
-    with Image.open(path) as file:
-        lossy = file.format in LOSSY
-    old = pictures.open_picture(path, field="picture")
-    difference = None if result.image is None else compare(old, result.image)
-    pixels = record.get("pixels")
-    return Replay(
-        result=result,
-        difference=difference,
-        same_plan=same_plan,
-        same_model=_same_model(record, result.metadata),
-        same_pixels=None if pixels is None else pixels == result.metadata["pixels"],
-        changes=tuple(changes),
-        lossy=lossy,
-    )
-
-
-def _same_model(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool | None:
-    was, now = (record.get("model", {}).get("digest") for record in (old, new))
-    return was == now if was and now else None
-
-
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    found = []
-    for part in ("plan", "model"):
-        was, now = old.get(part, {}), new.get(part, {})
-        for key in sorted(set(was) & set(now) - {"batch", "source"}):
-            if was[key] != now[key]:
-                found.append(f"{part} {key}: {_brief(was[key])}, now {_brief(now[key])}")
-    return found
-
-
-def _brief(value: object) -> str:
-    text = str(value)
-    return f"{text[:10]}…" if len(text) == 64 else text
