@@ -49,11 +49,9 @@ def system_spec(family: str, **changes: Any) -> ModelSpec:
         },
     }.get(family, {})
     more: dict[str, Any] = {
-        "unclip": {"vision": VISION, "noise_level": 0, "noising": presets.NOISE_AUGMENTATION},
+        "unclip": {"vision": VISION, "noising": presets.NOISE_AUGMENTATION},
         "image-variations": {"vision": VISION, "text": None},
         "x4-upscaler": {
-            "noise_level": 20,
-            "max_noise_level": 350,
             "noising": presets.X4_NOISING,
             "vae": MICRO.vae.replace(channels=(8, 8, 16), force_float32=True),
         },

@@ -16,7 +16,9 @@ from diffusers import (
 from PIL import Image
 from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessorPil
 
+from safelight.conditioning import image as images
 from safelight.conditioning import planes
+from safelight.model import Cache
 from systems_micro import (
     SAMPLERS,
     close,
@@ -33,6 +35,7 @@ from systems_micro import (
     schedulers,
 )
 
+TO_PIXELS = images.to_pixels
 PROMPT = "abc on top of xyz"
 SHAPE = (1, 4, 16, 8)  # of latents; the micro autoencoder halves
 PHOTO = photo(16, 32)
@@ -61,6 +64,7 @@ def test_image_to_image_is_the_references(
 ) -> None:
     pipeline = StableDiffusionImg2ImgPipeline(**parts(sampler), **UNCHECKED)
     model = loaded(pipeline, tmp_path)
+    pipeline_latents = []
     for strength in (0.6, 1.0):
         with drawing(monkeypatch, extra_noise(3, "posterior", *SHAPE), first_noise(3, *SHAPE)):
             theirs = pipeline(
@@ -84,6 +88,14 @@ def test_image_to_image_is_the_references(
             seed=3,
         )
         close(ours, theirs)
+        pipeline_latents.append(theirs)
+    monkeypatch.setattr(images, "to_pixels", lambda image: TO_PIXELS(image) * 0.8)
+    model.picture_cache = Cache(4)  # a little less contrast must show
+    request = {"image": PHOTO, "strength": 0.6, "strength_rule": "diffusers", "steps": 7}
+    request |= {"guidance_scale": scale, "width": 16, "height": 32, "seed": 3}
+    right, wrong = pipeline_latents[0], latents_of(model, prompt=PROMPT, **request)
+    with pytest.raises(AssertionError):
+        close(wrong, right)
 
 
 @pytest.mark.parametrize("scale", [1.0, 5.0])
@@ -132,6 +144,13 @@ def test_inpainting_is_the_references(
             seed=3,
         )
         close(ours, theirs)
+    taller = MASK.copy()  # a row of cells more must show
+    taller.paste(255, (0, 8, 16, 10))
+    request = {"prompt": PROMPT, "image": PHOTO, "mask": taller, "strength": 0.6, "steps": 7}
+    request |= {"strength_rule": "diffusers", "guidance_scale": scale, "seed": 3}
+    wrong = latents_of(model, width=16, height=32, **request)
+    with pytest.raises(AssertionError):
+        close(wrong, theirs)
 
 
 @pytest.mark.parametrize("scale", [1.0, 5.0])
