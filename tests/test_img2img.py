@@ -14,7 +14,11 @@ from diffusers import (
     StableDiffusionInpaintPipeline,
 )
 from PIL import Image
+from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessorPil
 
+from safelight.conditioning import image as images
+from safelight.conditioning import planes
+from safelight.model import Cache
 from systems_micro import (
     SAMPLERS,
     close,
@@ -31,6 +35,7 @@ from systems_micro import (
     schedulers,
 )
 
+TO_PIXELS = images.to_pixels
 PROMPT = "abc on top of xyz"
 SHAPE = (1, 4, 16, 8)  # of latents; the micro autoencoder halves
 PHOTO = photo(16, 32)
@@ -59,6 +64,7 @@ def test_image_to_image_is_the_references(
 ) -> None:
     pipeline = StableDiffusionImg2ImgPipeline(**parts(sampler), **UNCHECKED)
     model = loaded(pipeline, tmp_path)
+    pipeline_latents = []
     for strength in (0.6, 1.0):
         with drawing(monkeypatch, extra_noise(3, "posterior", *SHAPE), first_noise(3, *SHAPE)):
             theirs = pipeline(
@@ -82,6 +88,14 @@ def test_image_to_image_is_the_references(
             seed=3,
         )
         close(ours, theirs)
+        pipeline_latents.append(theirs)
+    monkeypatch.setattr(images, "to_pixels", lambda image: TO_PIXELS(image) * 0.8)
+    model.picture_cache = Cache(4)  # a little less contrast must show
+    request = {"image": PHOTO, "strength": 0.6, "strength_rule": "diffusers", "steps": 7}
+    request |= {"guidance_scale": scale, "width": 16, "height": 32, "seed": 3}
+    right, wrong = pipeline_latents[0], latents_of(model, prompt=PROMPT, **request)
+    with pytest.raises(AssertionError):
+        close(wrong, right)
 
 
 @pytest.mark.parametrize("scale", [1.0, 5.0])
@@ -98,8 +112,6 @@ def test_inpainting_is_the_references(
     model = loaded(pipeline, tmp_path)
     assert model.spec.family == ("inpaint" if channels == 9 else "sd-v1")
     for strength in (1.0, 0.6):
-        if channels == 4 and sampler == "pndm" and strength < 1:
-            continue  # the reference's sample lags behind what it is blended with
         draws = [
             first_noise(3, *SHAPE),
             extra_noise(3, "masked-posterior", *SHAPE),
@@ -132,6 +144,13 @@ def test_inpainting_is_the_references(
             seed=3,
         )
         close(ours, theirs)
+    taller = MASK.copy()  # a row of cells more must show
+    taller.paste(255, (0, 8, 16, 10))
+    request = {"prompt": PROMPT, "image": PHOTO, "mask": taller, "strength": 0.6, "steps": 7}
+    request |= {"strength_rule": "diffusers", "guidance_scale": scale, "seed": 3}
+    wrong = latents_of(model, width=16, height=32, **request)
+    with pytest.raises(AssertionError):
+        close(wrong, theirs)
 
 
 @pytest.mark.parametrize("scale", [1.0, 5.0])
@@ -161,3 +180,34 @@ def test_depth_is_the_references(
     other = latents_of(model, depth=depth[0].flip(0).numpy(), **given)
     with pytest.raises(AssertionError):
         close(other, theirs)
+
+
+def test_the_estimator_reads_what_the_references_reads(tmp_path: Path) -> None:
+    torch.manual_seed(8)
+    estimator = DPTForDepthEstimation(
+        DPTConfig(
+            hidden_size=16,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            intermediate_size=16,
+            image_size=384,
+            patch_size=32,
+            backbone_out_indices=[0, 1, 2, 3],
+            neck_hidden_sizes=[8, 8, 8, 8],
+            reassemble_factors=[4, 2, 1, 0.5],
+            fusion_hidden_size=8,
+        )
+    ).eval()
+    prepare = DPTImageProcessorPil(
+        size={"height": 384, "width": 384}, keep_aspect_ratio=True, ensure_multiple_of=32
+    )
+    pipeline = StableDiffusionDepth2ImgPipeline(
+        **parts("ddim", in_channels=5), depth_estimator=estimator, feature_extractor=prepare
+    )
+    model = loaded(pipeline, tmp_path)
+    picture = photo(60, 40)
+    with torch.no_grad():
+        pixels = prepare(picture, return_tensors="pt").pixel_values
+        theirs = estimator(pixels).predicted_depth[0]
+    ours = planes.estimate_depth(model, picture)
+    close(planes.depth_plane(ours, 8, 12), planes.depth_plane(theirs, 8, 12), 0.02)

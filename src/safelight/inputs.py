@@ -83,7 +83,7 @@ def picture_input(value: Any) -> PictureInput:
     """
     if isinstance(value, PictureInput):
         return value
-    if isinstance(value, str) and _DIGEST.fullmatch(value):
+    if is_digest(value):
         return PictureInput(None, value)
     if isinstance(value, bytes | bytearray | memoryview):
         data = bytes(value)
@@ -102,6 +102,11 @@ def picture_input(value: Any) -> PictureInput:
     raise ValueError(
         f"must be a path, a file's bytes, a PIL picture or an array, not {type(value).__name__}."
     )
+
+
+def is_digest(value: object) -> bool:
+    """Whether ``value`` is what JSON holds of a picture."""
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
 
 
 def picture_inputs(values: Any) -> tuple[PictureInput, ...]:
@@ -127,6 +132,43 @@ def numbers(values: Any) -> tuple[float, ...]:
     return tuple(float(v) for v in values)
 
 
+def fitting(
+    size: tuple[int, int],
+    native: int,
+    step: int,
+    width: int | None = None,
+    height: int | None = None,
+) -> tuple[int, int]:
+    """Width and height to make a picture in that starts from one of ``size``.
+
+    Its own, in whole steps. Far from the model's native area (half to twice) it is scaled to that;
+    where one side is given, the other follows.
+    """
+    wide, high = size
+    share = wide * high / native**2
+    scale = 1.0 if 0.5 <= share <= 2 else share**-0.5
+    if width or height:
+        scale = width / wide if width else (height or 0) / high
+    # A hair more, so that a side that fits is not cut by rounding.
+    wide, high = (max(step, int(side * scale / step + 1e-6) * step) for side in size)
+    return width or wide, height or high
+
+
+def enlarged(size: tuple[int, int], factor: int, most: int) -> tuple[int, int]:
+    """Width and height of a picture ``factor`` times as large a side, from sides cut to fours.
+
+    Raises:
+        ValueError: more than ``most`` a side.
+    """
+    wide, high = (max(4, side - side % 4) * factor for side in size)
+    if max(wide, high) > most:
+        raise ValueError(
+            f"becomes {wide}x{high}, more than {most} a side. "
+            "Give a smaller picture, or width and height."
+        )
+    return wide, high
+
+
 def _hash(head: str, data: bytes) -> str:
     return f"pixels:{hashlib.sha256(head.encode() + data).hexdigest()}"
 
@@ -138,6 +180,8 @@ def _upright(image: Image) -> tuple[int, int]:
 
 def _read(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # a device would never end
+            raise ValueError(f"{path} is not a file.")
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(_too_many(path.stat().st_size))
         return path.read_bytes()

@@ -67,7 +67,6 @@ UNCLIP_H = SD_V2_768.replace(
     unet=SD_V2_768.unet.replace(class_embedding="projection", class_embedding_size=2048),
     vision=OPENCLIP_H_VISION,
     noising=NOISE_AUGMENTATION,
-    noise_level=0,
     steps=20,
     guidance_scale=10.0,
 )
@@ -100,8 +99,6 @@ X4_UPSCALER = ModelSpec(
     text=OPENCLIP_H_TEXT,
     schedule=X4_NOISING.replace(prediction_type="v", sampler="ddim", steps_offset=1),
     noising=X4_NOISING,
-    noise_level=20,
-    max_noise_level=350,
     steps=75,
     guidance_scale=9.0,
 )

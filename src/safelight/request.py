@@ -12,20 +12,16 @@ import dataclasses
 import hashlib
 import json
 import math
-import operator
-import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
-    BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
     ValidationError,
     field_validator,
     model_validator,
@@ -33,7 +29,23 @@ from pydantic import (
 
 from safelight import names
 from safelight.errors import InvalidRequest
-from safelight.inputs import PictureInput, numbers, picture_input, picture_inputs
+from safelight.fields import (
+    MAX_SIDE,
+    Flag,
+    Number,
+    Picture,
+    Pictures,
+    Row,
+    Side,
+    Text,
+    Whole,
+    invalid,
+    number,
+    pairs,
+    shown,
+    whole,
+)
+from safelight.inputs import PictureInput, enlarged, fitting, is_digest
 from safelight.spec import ModelSpec, Record
 from safelight.verdict import Moderated, Policy, Verdict
 
@@ -62,9 +74,6 @@ LATER = (
 )
 """Fields that came after the first schema."""
 MAX_SEED = 2**63 - 1
-MAX_SIDE = 8192
-MAX_PROMPT = 20_000
-MAX_ADAPTERS = 32
 _ETA = ("ddim", "euler-a")
 
 ALIASES: dict[str, str] = {
@@ -103,101 +112,6 @@ ALIASES: dict[str, str] = {
     "textual_inversions": "embeddings",
 }
 """What other programs call a field. A1111's ``batch_size`` and ``n_iter`` together multiply."""
-
-
-# -- fields -------------------------------------------------------------------------------------
-
-
-def _whole(value: Any) -> Any:
-    """Whole numbers of any kind (numpy's too, and 25.0); neither booleans nor text."""
-    if value is None or isinstance(value, bool | str | bytes):
-        return _refuse_type(value, "a whole number")
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else _refuse_type(value, "a whole number")
-    try:
-        return operator.index(value)
-    except TypeError:
-        return _refuse_type(value, "a whole number")
-
-
-def _number(value: Any) -> Any:
-    """Numbers of any kind; neither booleans nor text."""
-    if isinstance(value, bool | str | bytes):
-        return _refuse_type(value, "a number")
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return _refuse_type(value, "a number")
-
-
-def _text(value: Any) -> Any:
-    if not isinstance(value, str):
-        return _refuse_type(value, "text")
-    if "\0" in value:
-        raise ValueError("contains a NUL character.")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("contains half a character (an unpaired surrogate).") from None
-    return value
-
-
-def _flag(value: Any) -> Any:
-    return value if isinstance(value, bool) else _refuse_type(value, "true or false")
-
-
-def _refuse_type(value: Any, wanted: str) -> Any:
-    raise ValueError(f"must be {wanted}, not {_shown(value)}.")
-
-
-def _shown(value: Any) -> str:
-    """``value`` for a message: short, whatever it is."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _pairs(value: Any, default: float | str) -> Any:
-    """Names alone, pairs, or a mapping, as a tuple of pairs; ``default`` where one is missing."""
-    if value is None:
-        return ()
-    if isinstance(value, Mapping):
-        value = tuple(value.items())
-    if isinstance(value, str | os.PathLike):
-        value = (value,)
-    if not isinstance(value, Sequence) or isinstance(value, bytes):
-        return _refuse_type(value, "a list of names, or of (name, value)")
-    if len(value) > MAX_ADAPTERS:
-        raise ValueError(f"has {len(value)} entries; at most {MAX_ADAPTERS} are taken.")
-    pairs = []
-    for entry in value:
-        name, other = (entry, default) if isinstance(entry, str | os.PathLike) else _two(entry)
-        name = _text(os.fspath(name) if isinstance(name, os.PathLike) else name)
-        if not name.strip():
-            raise ValueError("has an empty name.")
-        pairs.append((name, other))
-    return tuple(pairs)
-
-
-def _two(entry: Any) -> tuple[Any, Any]:
-    if isinstance(entry, list | tuple) and len(entry) == 2:
-        return entry[0], entry[1]
-    return _refuse_type(entry, "a name, or a pair (name, value)")
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
-Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-Text = Annotated[str, BeforeValidator(_text), Field(max_length=MAX_PROMPT)]
-Flag = Annotated[bool, BeforeValidator(_flag)]
-Side = Annotated[Whole, Field(ge=8, le=MAX_SIDE, multiple_of=8)]
-Picture = Annotated[
-    PictureInput, BeforeValidator(picture_input), PlainSerializer(lambda given: given.digest)
-]
-Pictures = Annotated[
-    tuple[PictureInput, ...],
-    BeforeValidator(picture_inputs),
-    PlainSerializer(lambda given: [each.digest for each in given]),
-]
-Row = Annotated[tuple[Number, ...], BeforeValidator(numbers), Field(max_length=8192)]
 
 
 class GenerateRequest(Record):
@@ -291,12 +205,12 @@ class GenerateRequest(Record):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            raise _invalid(error) from None
+            raise invalid(error, lambda name: _closest(name, type(self))) from None
 
     @field_validator("seed", mode="before")
     @classmethod
     def _random(cls, value: Any) -> Any:
-        return None if value is None or (_whole(value) == -1) else value
+        return None if value is None or (whole(value) == -1) else value
 
     @field_validator("guidance_interval", mode="before")
     @classmethod
@@ -304,8 +218,8 @@ class GenerateRequest(Record):
         if value is None:
             return None
         if isinstance(value, str) or not hasattr(value, "__len__") or len(value) != 2:
-            raise ValueError(f"must be two noise levels (low, high), not {_shown(value)}.")
-        low, high = (_number(v) for v in value)
+            raise ValueError(f"must be two noise levels (low, high), not {shown(value)}.")
+        low, high = (number(v) for v in value)
         if math.isfinite(low) and math.isfinite(high) and low >= high:
             raise ValueError(f"must rise: {low:g} is not below {high:g}.")
         return (low, high)
@@ -313,12 +227,12 @@ class GenerateRequest(Record):
     @field_validator("loras", mode="before")
     @classmethod
     def _scaled(cls, value: Any) -> Any:
-        return _pairs(value, 1.0)
+        return pairs(value, 1.0)
 
     @field_validator("embeddings", mode="before")
     @classmethod
     def _worded(cls, value: Any) -> Any:
-        return _pairs(value, "")
+        return pairs(value, "")
 
     @model_validator(mode="before")
     @classmethod
@@ -333,7 +247,7 @@ class GenerateRequest(Record):
             fields["images"] = fields.pop("image")
         schedule = fields.get("schedule")
         if schedule is not None and not isinstance(schedule, str):
-            raise InvalidRequest("schedule", f"must be a name, not {_shown(schedule)}.")
+            raise InvalidRequest("schedule", f"must be a name, not {shown(schedule)}.")
         fields["schedule"] = names.schedule(schedule)
         if fields.get("sampler") is not None:
             choice = names.sampler(fields["sampler"])
@@ -393,6 +307,32 @@ class GenerateRequest(Record):
         several = {f"images[{k}]": given for k, given in enumerate(self.images)}
         return {name: given for name, given in {**named, **several}.items() if given is not None}
 
+    def given(self, **again: Any) -> Self:
+        """A request that was read back from JSON, with its pictures given again.
+
+        Args:
+            again: by field, those that are known by their digest alone; others are left out.
+
+        Raises:
+            InvalidRequest: a file is not the one that the request was made with.
+        """
+        changes: dict[str, Any] = {}
+        for name, value in again.items():
+            known = getattr(self, name)
+            if not known or value is None:
+                continue
+            made = getattr(self.replace(**{name: value}), name)
+            pairs = zip(made, known, strict=False) if name == "images" else [(made, known)]
+            for new, old in pairs:
+                if old.digest.startswith("sha256:") and new.digest != old.digest:
+                    raise InvalidRequest(
+                        name,
+                        f"is not the file it was made from: that has {old.digest}.",
+                        "Find it with sha256sum.",
+                    )
+            changes[name] = made
+        return self.replace(**changes)
+
     def replace(self, **changes: Any) -> Self:
         """A copy with ``changes``, checked again."""
         return type(self)(**{**dict(self), **changes})
@@ -435,7 +375,7 @@ class GenerateRequest(Record):
         Raises:
             InvalidRequest: the model cannot make pictures of this size.
         """
-        width, height = _size(self, spec)
+        width, height = self._fitting_size(spec)
         for name, side in (("width", width), ("height", height)):
             if side % spec.vae.factor:
                 raise InvalidRequest(
@@ -450,8 +390,38 @@ class GenerateRequest(Record):
             width=width,
             height=height,
             seed=secrets.randbelow(2**32) if self.seed is None else self.seed,
-            **_picture_defaults(self, spec),
+            **self._picture_defaults(spec),
         )
+
+    def _fitting_size(self, spec: ModelSpec) -> tuple[int, int]:
+        """As asked for; else the picture's own shape where it is started from; else the model's."""
+        native, looks_only = spec.native_size, spec.family in ("image-variations", "unclip")
+        if self.width and self.height:
+            return self.width, self.height
+        if self.image is None or looks_only or self.mask_crop is not None:
+            return self.width or native, self.height or native
+        try:
+            if spec.family == "x4-upscaler":
+                return enlarged(self.image.size, spec.vae.factor, MAX_SIDE)
+            step = max(8, spec.vae.factor)
+            width, height = fitting(self.image.size, native, step, self.width, self.height)
+        except ValueError as error:
+            raise InvalidRequest("image", str(error)) from None
+        return min(MAX_SIDE, width), min(MAX_SIDE, height)
+
+    def _picture_defaults(self, spec: ModelSpec) -> dict[str, Any]:
+        """The cards' defaults of what only some systems have."""
+        found: dict[str, Any] = {}
+        starts = spec.family not in ("image-variations", "unclip", "x4-upscaler")
+        if starts and self.image is not None and self.strength is None:
+            found["strength"] = 1.0 if spec.family == "inpaint" or self.mask is not None else 0.8
+        if spec.noise_level is not None and self.noise_level is None:
+            found["noise_level"] = spec.noise_level
+        if spec.prior is not None and not self.looks:
+            found["prior_steps"] = self.prior_steps or spec.prior.steps
+            if self.prior_guidance_scale is None:
+                found["prior_guidance_scale"] = spec.prior.guidance_scale
+        return found
 
     def picture(self, index: int) -> Self:
         """The request for picture ``index`` alone. Needs a seed."""
@@ -493,58 +463,14 @@ class GenerateRequest(Record):
         schema = fields.pop("schema", None)
         if schema != SCHEMA:
             raise InvalidRequest(
-                "schema", f"is {_shown(schema)}, this version reads {SCHEMA}.", "Update safelight."
+                "schema", f"is {shown(schema)}, this version reads {SCHEMA}.", "Update safelight."
             )
+        for name in ("image", "mask", "depth", "images"):
+            given = fields.get(name) or []
+            for each in given if isinstance(given, list) else [given]:
+                if not is_digest(each):  # JSON comes from files of others: it opens none of ours
+                    raise InvalidRequest(name, f"is no digest: {shown(each)}.")
         return cls(**fields)
-
-
-def _size(request: GenerateRequest, spec: ModelSpec) -> tuple[int, int]:
-    """Width and height: as asked for; the picture's own shape where there is one; the model's.
-
-    A picture far from the model's native area (half to twice) is scaled to it.
-    """
-    native, step = spec.native_size, max(8, spec.vae.factor)
-    if request.width and request.height:
-        return request.width, request.height
-    if request.image is None or spec.family in ("image-variations", "unclip"):
-        return request.width or native, request.height or native
-    try:
-        wide, high = request.image.size
-    except ValueError as error:
-        raise InvalidRequest("image", str(error)) from None
-    if spec.family == "x4-upscaler":
-        wide, high = (max(4, side - side % 4) * spec.vae.factor for side in (wide, high))
-        if max(wide, high) > MAX_SIDE:
-            raise InvalidRequest(
-                "image",
-                f"becomes {wide}x{high}, more than {MAX_SIDE} a side.",
-                "Give a smaller picture, or width and height.",
-            )
-        return wide, high
-    if request.width or request.height:
-        scale = request.width / wide if request.width else (request.height or 0) / high
-    else:
-        share = wide * high / native**2
-        scale = 1.0 if 0.5 <= share <= 2 else share**-0.5
-    width, height = (
-        min(MAX_SIDE, max(step, int(side * scale / step + 1e-6) * step)) for side in (wide, high)
-    )
-    return request.width or width, request.height or height
-
-
-def _picture_defaults(request: GenerateRequest, spec: ModelSpec) -> dict[str, Any]:
-    """The cards' defaults of what only some systems have."""
-    found: dict[str, Any] = {}
-    starts = spec.family not in ("image-variations", "unclip", "x4-upscaler")
-    if starts and request.image is not None and request.strength is None:
-        found["strength"] = 1.0 if spec.family == "inpaint" or request.mask is not None else 0.8
-    if spec.noise_level is not None and request.noise_level is None:
-        found["noise_level"] = spec.noise_level
-    if spec.prior is not None and not request.looks:
-        found["prior_steps"] = request.prior_steps or spec.prior.steps
-        if request.prior_guidance_scale is None:
-            found["prior_guidance_scale"] = spec.prior.guidance_scale
-    return found
 
 
 def canonical_json(value: Any) -> str:
@@ -569,7 +495,7 @@ def _skipped(name: str, value: Any) -> int | None:
     if value is None:
         return None
     try:
-        number = _whole(value)
+        number = whole(value)
     except ValueError as error:
         raise InvalidRequest(name, str(error)) from None
     if number < 1:
@@ -580,12 +506,12 @@ def _skipped(name: str, value: Any) -> int | None:
 def _product(a: Any, b: Any, first: str, second: str) -> int:
     for name, value in ((first, a), (second, b)):
         try:
-            number = _whole(value)
+            number = whole(value)
         except ValueError as error:
             raise InvalidRequest(name, str(error)) from None
         if number < 1:
             raise InvalidRequest(name, f"must be at least 1, not {number}.")
-    return _whole(a) * _whole(b)
+    return whole(a) * whole(b)
 
 
 def _closest(name: str, cls: type[GenerateRequest]) -> str:
@@ -595,40 +521,6 @@ def _closest(name: str, cls: type[GenerateRequest]) -> str:
         plain = ALIASES.get(found[0], found[0])
         return f"Did you mean {found[0]}?" if plain == found[0] else f"Did you mean {plain}?"
     return f"Known: {', '.join(sorted(cls.model_fields))}."
-
-
-_BOUNDS = {
-    "greater_than_equal": ("ge", "at least"),
-    "less_than_equal": ("le", "at most"),
-    "multiple_of": ("multiple_of", "a multiple of"),
-}
-
-
-def _invalid(error: ValidationError) -> InvalidRequest:
-    """The first complaint of a validation, in our words."""
-    first = error.errors()[0]
-    kind, context = first["type"], first.get("ctx") or {}
-    name = str(first["loc"][0]) if first["loc"] else "request"
-    cause = context.get("error")
-    if isinstance(cause, InvalidRequest):
-        return cause
-    value = _shown(first.get("input"))
-    if kind in _BOUNDS:
-        key, words = _BOUNDS[kind]
-        return InvalidRequest(name, f"must be {words} {context[key]:g}, not {value}.")
-    if kind == "extra_forbidden":
-        return InvalidRequest(name, "is not a field.", _closest(name, GenerateRequest))
-    if kind == "missing":
-        return InvalidRequest(name, "is missing.")
-    if kind == "finite_number":
-        return InvalidRequest(name, f"must be a finite number, not {value}.")
-    if kind == "string_too_long":
-        return InvalidRequest(name, f"is longer than {context['max_length']} characters.")
-    if kind == "literal_error":
-        return InvalidRequest(name, f"must be {context['expected']}, not {value}.")
-    if kind == "value_error":
-        return InvalidRequest(name, str(cause))
-    return InvalidRequest(name, f"{first['msg']}: {value}.")
 
 
 # -- results ------------------------------------------------------------------------------------

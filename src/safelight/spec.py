@@ -227,15 +227,22 @@ class ModelSpec(Record):
     schedule: ScheduleSpec = ScheduleSpec()
     noising: ScheduleSpec | None = None
     """Of the noise on the picture that is looked at (unCLIP, x4 upscaler)."""
-    noise_level: int | None = None
-    """The card's, of that noise."""
-    max_noise_level: int = 999
     steps: int = 50
     """The card's number of sampling steps."""
     guidance_scale: float = 7.5
     words: tuple[str, ...] = ()
     """The only words the model has ever seen, so that a prompt can be told of others; empty for
     a model that has read the open world."""
+
+    @property
+    def noise_level(self) -> int | None:
+        """The card's, of the noise on the picture that is looked at; None: there is none."""
+        return {"unclip": 0, "x4-upscaler": 20}.get(self.family)
+
+    @property
+    def max_noise_level(self) -> int:
+        """The largest that the model was trained with."""
+        return {"x4-upscaler": 350}.get(self.family, 999)
 
     @property
     def native_size(self) -> int:

@@ -87,6 +87,11 @@ def response_error(kind):
     return kind.__new__(kind, "no")
 
 
+def test_the_small_models_card_ends_in_a_slash() -> None:
+    with pytest.raises(ModelNotFound, match=r"OFA-Sys/small-stable-diffusion-v0: not in"):
+        hub.resolve("OFA-Sys/small-stable-diffusion-v0/", local_only=True)
+
+
 def test_an_explicit_path_wins(tmp_path, cache, monkeypatch, v1):
     monkeypatch.chdir(v1.parent)
     assert resolve(v1).path == v1

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import time
+import urllib.request
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from safelight import names
+from safelight import __version__, names
 from safelight.cli import adapters, naming, original, show
 from safelight.errors import Cancelled, InvalidRequest, SafelightError
+from safelight.inputs import MAX_BYTES
 from safelight.request import GenerateRequest, ImageResult, Outcome
 from safelight.store import pictures
 
@@ -162,31 +166,72 @@ def command(
         str | None,
         typer.Option("--safety-checker", help="A folder or a hub id, for any model."),
     ] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-i", "--image", "--init-image", help="To start from: a path, - or an address."
+        ),
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option("--mask", help="White (or transparent) is repainted.")
+    ] = None,
+    mask_feather: Annotated[
+        int, typer.Option("--mask-feather", help="Pixels that soften the mask's edge.")
+    ] = 0,
+    mask_crop: Annotated[
+        int | None,
+        typer.Option("--mask-crop", help="Repaint the mask's surroundings alone: pixels around."),
+    ] = None,
+    depth: Annotated[
+        str | None, typer.Option("--depth", help="A depth map, larger is nearer.")
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            "--strength", "--denoising-strength", help="0 gives the image back, 1 forgets it."
+        ),
+    ] = None,
+    strength_rule: Annotated[
+        str, typer.Option("--strength-rule", help="How steps follow: exact, diffusers.")
+    ] = "exact",
+    noise_level: Annotated[
+        int | None, typer.Option("--noise-level", help="Noise on the image (unCLIP, x4).")
+    ] = None,
+    prior: Annotated[
+        Path | None, typer.Option("--prior", help="A prior's folder, in front of unclip-l.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     quiet: Annotated[
         bool, typer.Option("-q", "--quiet", help="Print nothing but where the pictures are.")
     ] = False,
 ) -> None:
-    """Make pictures from a sentence.
+    """Make pictures from a sentence, and from pictures where the model takes some.
 
     Picture k of seed s is the first picture of seed s + k. Ctrl-C ends within a step; finished
     pictures stay.
     """
     # All of this before torch is imported: a wrong argument fails at once.
     sentence = words if prompt is None else prompt
-    if sentence is None:
+    if sentence is None and not image and depth is None:
         raise InvalidRequest("prompt", "is missing.", "Say what the picture shows.")
     if words is not None and prompt is not None:
         raise InvalidRequest("prompt", "is given twice.", "Give it once.")
     if size is not None:
         if width is not None or height is not None:
             raise InvalidRequest("size", "comes with a width or a height.", "Give one of them.")
-        width, height = _size(size)
+        width, height = both_sides(size)
     if n_iter < 1:
         raise InvalidRequest("n-iter", f"must be at least 1, not {n_iter}.")
     skips = {"clip_skip": clip_skip, "clip_stop_at_last_layers": clip_stop}
+    looked_at = looks(image, mask=mask, depth=depth)
     request = GenerateRequest.from_kwargs(
-        prompt=sentence,
+        **({} if sentence is None else {"prompt": sentence}),
+        **looked_at,
+        mask_feather=mask_feather,
+        mask_crop=mask_crop,
+        strength=strength,
+        strength_rule=strength_rule,
+        noise_level=noise_level,
         negative_prompt=negative_prompt,
         steps=steps,
         guidance_scale=guidance_scale,
@@ -208,12 +253,77 @@ def command(
     )
     folders = adapters.folders(lora_dir, embedding_dir, request)
     places = naming.plan(output, picture_format, name_pattern)
+    machine = {
+        "device": device,
+        "dtype": None if dtype is None else dtype.value,
+        "prior": prior,
+        "safety_checker": safety_checker,
+        **folders,
+        **original.given(ema, prediction_type, family, layers, tokenizer, clip_stats),
+    }
+    saving = {"metadata": metadata, "signer": _signer(sign_key, sign_cert)}
+    shoot(request, model, places, machine, saving, grid=grid, as_json=as_json, quiet=quiet)
+
+
+def looks(images: list[str] | None, **others: str | None) -> dict[str, Any]:
+    """The pictures of a command line, read: paths, ``-`` for standard input, http(s) addresses."""
+    given = list(images or []) + [each for each in others.values() if each is not None]
+    if given.count("-") > 1:
+        raise InvalidRequest("image", "standard input holds one picture.", "Give - once.")
+    found: dict[str, Any] = {}
+    if images:
+        read = [fetched(each, "image") for each in images]
+        found = {"image": read[0]} if len(read) == 1 else {"images": read}
+    return found | {name: fetched(each, name) for name, each in others.items() if each is not None}
+
+
+def fetched(place: str, field: str) -> bytes | str:
+    """A picture's bytes from standard input or an address; a path as it is.
+
+    Raises:
+        InvalidRequest: nothing is there, or it is larger than a picture may be.
+    """
+    if place == "-":
+        data = sys.stdin.buffer.read(MAX_BYTES + 1)
+    elif re.match(r"https?://", place, re.IGNORECASE):
+        request = urllib.request.Request(place, headers={"User-Agent": f"safelight/{__version__}"})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                data = answer.read(MAX_BYTES + 1)
+        except (OSError, ValueError) as error:
+            raise InvalidRequest(field, f"{place} cannot be fetched: {error}.") from None
+    else:
+        return place
+    if not data:
+        raise InvalidRequest(field, f"{place} holds nothing.")
+    if len(data) > MAX_BYTES:
+        raise InvalidRequest(field, f"{place} has more than {MAX_BYTES // 2**20} MiB.")
+    return data
+
+
+def shoot(
+    request: GenerateRequest,
+    model: str,
+    places: naming.Naming,
+    machine: Mapping[str, Any],
+    saving: dict[str, Any] | None = None,
+    *,
+    grid: bool = False,
+    as_json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Load a model, make a request's pictures, and tell about them.
+
+    Args:
+        machine: ``device`` and ``dtype``, and further options of :func:`safelight.generate.load`.
+        saving: further arguments of :func:`safelight.provenance.save`; None: the settings are kept
+            and nothing is signed.
+    """
+    device = machine.get("device")
     if device is not None and not re.fullmatch(r"(cpu|mps|cuda)(:\d+)?", device):
         raise InvalidRequest("device", f"{device!r} is unknown.", "One of cpu, cuda, mps.")
     if not model.strip():
         raise InvalidRequest("model", "is empty.", "See safelight models.")
-
-    saving = {"metadata": metadata, "signer": _signer(sign_key, sign_cert)}
 
     say = show.words()
     say.quiet = quiet or as_json
@@ -222,28 +332,26 @@ def command(
     with say.status(f"loading {model} …"):
         from safelight.generate import load
 
-        if deterministic:
+        if request.deterministic:
             _steady()
-        number = None if dtype is None else dtype.value
-        how = original.given(ema, prediction_type, family, layers, tokenizer, clip_stats)
-        how["safety_checker"] = safety_checker
-        generator = load(model, device=device, dtype=number, **folders, **how)
+        generator = load(model, **machine)
         (request,) = generator.requests(request=request)
     for note in generator.model.notes:
         say.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
     say.print(_settings(request, generator), style="dim", markup=False, soft_wrap=True)
-    shoot = _Shoot(generator, request, places, say.quiet, saving)
-    shoot.run(keep=grid)
+    made = _Shoot(generator, request, places, say.quiet, saving or {})
+    made.run(keep=grid)
     if grid:
-        shoot.sheet()
+        made.sheet()
     if as_json:
-        show.document(shoot.report(time.monotonic() - began))
+        show.document(made.report(time.monotonic() - began))
     else:
-        shoot.tell(quiet)
-    shoot.leave()
+        made.tell(quiet)
+    made.leave()
 
 
-def _size(text: str) -> tuple[int, int]:
+def both_sides(text: str) -> tuple[int, int]:
+    """Width and height of ``--size``."""
     match = re.fullmatch(r"\s*(\d{1,9})\s*(?:[xX*×,]\s*(\d{1,9})\s*)?", text)
     if match is None:
         raise InvalidRequest("size", f"{text!r} is not a size.", "Write 512x512, or 512.")
@@ -282,6 +390,10 @@ def _settings(request: GenerateRequest, generator: Generator) -> str:
         f"{request.width}x{request.height}",
         f"{model.device} {str(model.dtype).removeprefix('torch.')}",
     ]
+    if request.strength is not None:
+        parts.append(f"strength {request.strength:g}")
+    if request.noise_level is not None:
+        parts.append(f"noise level {request.noise_level}")
     if request.count > 1:
         parts.insert(2, f"{request.count} pictures")
     return " · ".join(parts)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safelight.cli import adapters, naming, original, show
-from safelight.cli.generate import Dtype
+from safelight.cli.generate import Dtype, looks
 from safelight.errors import InvalidRequest, SafelightError
 
 if TYPE_CHECKING:
@@ -42,6 +42,11 @@ def command(
     layers: original.Layers = None,
     tokenizer: original.TokenizerPlace = None,
     clip_stats: original.ClipStats = None,
+    image: Annotated[
+        list[str] | None, typer.Option("-i", "--image", help="The picture it was made from.")
+    ] = None,
+    mask: Annotated[str | None, typer.Option("--mask", help="Its mask.")] = None,
+    depth: Annotated[str | None, typer.Option("--depth", help="Its depth map.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Make a picture again from what it says, and report the difference.
@@ -62,9 +67,11 @@ def command(
         from safelight.generate import load
 
         where, how = _machine(found, device, None if dtype is None else dtype.value)
+        given = looks(image, mask=mask, depth=depth)
         known = adapters.folders(lora_dir, embedding_dir, found.request)
         how_read = original.given(ema, prediction_type, family, layers, tokenizer, clip_stats)
-        replayed = load(name, device=where, dtype=how, **known, **how_read).replay(picture)
+        again = load(name, device=where, dtype=how, **known, **how_read)
+        replayed = again.replay(picture, **given)
     if output is not None and replayed.result.image is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         provenance.save(replayed.result, output)

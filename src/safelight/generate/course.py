@@ -110,9 +110,11 @@ def _levels(
         if short and request.schedule is None:
             spacing, steps = "trailing", {**steps, "next_step": True}
             if not refined:
+                lost = f"would leave out the noisiest {1 - share:.0%} of its levels"
+                why = lost if share < 1 else "reach past its levels"
                 notes.append(
-                    f"{total} leading steps, the model's own, would leave out the noisiest "
-                    f"{1 - share:.0%} of its levels: trailing steps are used instead"
+                    f"{total} leading steps, the model's own, {why}: trailing steps are used "
+                    "instead"
                 )
         elif short:
             notes.append(
@@ -232,8 +234,8 @@ def picture(
         noise=source(seed, shape),
         **course.options,
     )
-    if begun.image is not None and begun.mask is not None:
-        solver = keep(solver, begun.image, begun.mask, begun.first)
+    if begun.image is not None and begun.mask is not None and begun.noise is not None:
+        solver = keep(solver, begun.image, begun.mask, begun.noise, begun.first)
     play = screenplay(model, request, course)
     return Picture(
         solver,

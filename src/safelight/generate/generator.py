@@ -226,9 +226,16 @@ class Generator:
             resolved.append(one.resolved(self.model.spec))
         return resolved
 
-    def replay(self, path: str | Path) -> provenance.Replay:
-        """Make a picture again from its file, and compare. See :func:`provenance.replay`."""
-        return provenance.replay(path, lambda request: self.generate(request=request))
+    def replay(self, path: str | Path, **pictures: Any) -> provenance.Replay:
+        """Make a picture again from its file, and compare. See :func:`provenance.replay`.
+
+        Args:
+            pictures: those that it was made from (``image``, ``images``, ``mask``, ``depth``):
+                the file holds their digests only.
+        """
+        return provenance.replay(
+            path, lambda request: self.generate(request=request.given(**pictures))
+        )
 
     # -- during ------------------------------------------------------------------------------
 
@@ -383,7 +390,8 @@ class Generator:
         if job.course.start == "nothing":  # strength 0 gives the picture back, and says so
             scene = job.course.scene
             message = "strength 0: the picture that was given, in the size asked for"
-            given = guard.Shown(scene.finished(scene.untouched()), Outcome.ok, message)
+            image = scene.finished(scene.untouched())
+            given = guard.Shown(image, Outcome.ok, message, moderation=job.moderation)
             shown = guard.show(self.model, job.request, given, self.moderation)
             return self._result(job, group, shown.outcome, shown.message, shown)
         try:

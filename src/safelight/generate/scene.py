@@ -40,6 +40,7 @@ class Placed(NamedTuple):
     image: Tensor | None = None
     """Latents to keep where ``mask`` is 0 (inpainting by blending)."""
     mask: Tensor | None = None
+    noise: Tensor | None = None
     first: Tensor | None = None
     """What the network sees at the first call instead of ``x``."""
 
@@ -126,11 +127,11 @@ class Scene:
             return Placed(noised, grid)
         mask = self._latent_mask().to(latents)
         if not pure:
-            return Placed(noised, grid, latents, mask)
+            return Placed(noised, grid, latents, mask, noise0)
         # The kept part starts on its own path; the network sees pure noise, as the reference shows.
         first = noise0 * grid.init_scale
         grid = dataclasses.replace(grid, init_scale=1.0)
-        return Placed(torch.lerp(noised, first, mask), grid, latents, mask, first)
+        return Placed(torch.lerp(noised, first, mask), grid, latents, mask, noise0, first)
 
     # -- what the network is told ----------------------------------------------------------------
 

@@ -142,6 +142,7 @@ def parameters_text(record: Mapping[str, Any]) -> str:
     """A1111's ``parameters`` text, its keys in its order (``create_infotext``)."""
     request, model = record["request"], record["model"]
     skip = request["clip_skip"]
+    strength = request.get("strength")
     options = {
         "Steps": request["steps"],
         "Sampler": names.sampler_label(request["sampler"]),
@@ -154,6 +155,7 @@ def parameters_text(record: Mapping[str, Any]) -> str:
         "Clip skip": skip + 1 if skip else None,
         "RNG": "CPU",
         "Eta": None if request["eta"] is None else f"{request['eta']:g}",
+        "Denoising strength": f"{strength:g}" if strength is not None else None,
         "CFG Rescale": f"{request['guidance_rescale']:g}" if request["guidance_rescale"] else None,
         "Version": f"safelight {record['safelight']}",
     }

@@ -69,9 +69,8 @@ _LIBRARIES = {
 }
 # steps, guidance scale of each family's card
 _CARD_DEFAULTS = {"unclip": (20, 10.0), "x4-upscaler": (75, 9.0)}
-# default and largest level of the noise on the picture that is looked at
-_NOISE_LEVELS = {"unclip": (0, 999), "x4-upscaler": (20, 350)}
-# ... and the component that says its schedule
+_X4_SCALING = 0.08333
+# The component that says the schedule of the noise on the picture that is looked at
 _NOISING = ("image_noising_scheduler", "low_res_scheduler")
 
 
@@ -363,7 +362,9 @@ def _model_spec(
     text: TextSpec | None = specs.get("text")
     vision: VisionSpec | None = specs.get("vision")
     family = own.get("family") or family_of(unet, specs["vae"], text)
-    level, most = _NOISE_LEVELS.get(family, (None, 999))
+    vae: VAESpec = specs["vae"]
+    if family == "x4-upscaler" and own.get("family") is None:
+        vae = vae.replace(scaling_factor=_X4_SCALING)  # as its pipeline does
     steps, guidance = _CARD_DEFAULTS.get(family, (50, 7.5))
     if text is not None and text.width != unet.context_width:
         raise WeightsError(
@@ -376,13 +377,11 @@ def _model_spec(
             name=own.get("name") or path.resolve().name,
             family=family,
             unet=unet,
-            vae=specs["vae"],
+            vae=vae,
             text=text,
             vision=vision,
             schedule=schedule,
             noising=noising,
-            noise_level=level,
-            max_noise_level=most,
             steps=own.get("steps", steps),
             guidance_scale=own.get("guidance_scale", guidance),
             words=tuple(own.get("words", ())),

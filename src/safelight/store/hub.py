@@ -33,6 +33,10 @@ ALIASES = {
     "sd21-base": "stabilityai/stable-diffusion-2-1-base",
     "unclip": "stabilityai/stable-diffusion-2-1-unclip",
     "small-sd": "OFA-Sys/small-stable-diffusion-v0",
+    "unclip-l": "stabilityai/stable-diffusion-2-1-unclip-small",
+    "sd2-depth": "stabilityai/stable-diffusion-2-depth",
+    "sd2-inpainting": "stabilityai/stable-diffusion-2-inpainting",
+    "x4-upscaler": "stabilityai/stable-diffusion-x4-upscaler",
     "image-variations": "lambdalabs/sd-image-variations-diffusers",
 }
 # Withdrawn by their owner, and moved by the community with the owner's weights.
