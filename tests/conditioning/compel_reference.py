@@ -81,10 +81,13 @@ def compel_states(prompts: list[str], *, penultimate: bool = False) -> list[Tens
     with tempfile.TemporaryDirectory() as folder:
         Tokenizer.from_vocab(VOCAB, MERGES, context_length=SPEC.context_length).save(folder)
         tokenizer = CLIPTokenizer.from_pretrained(folder)
+    encoder = tower()
+    if not hasattr(encoder, "text_model"):  # where the package looks for the final norm
+        object.__setattr__(encoder, "text_model", encoder)
     kind = "PENULTIMATE" if penultimate else "LAST"
     compel = Compel(
         tokenizer=tokenizer,
-        text_encoder=tower(),
+        text_encoder=encoder,
         truncate_long_prompts=False,
         returned_embeddings_type=ReturnedEmbeddingsType[f"{kind}_HIDDEN_STATES_NORMALIZED"],
     )
