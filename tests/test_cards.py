@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -156,7 +157,8 @@ def test_the_licence_is_told_at_the_first_load(
     toy.spec = presets.SD_V1
     toy.source = str(folder)
     monkeypatch.setattr(model, "_assemble", lambda *a, **k: toy)
-    monkeypatch.setattr("safelight.store.folder.read_folder", lambda *a, **k: None)
+    contents = SimpleNamespace(spec=presets.SD_V1, tensors={})
+    monkeypatch.setattr("safelight.store.folder.read_folder", lambda *a, **k: contents)
     model._tell_licence.cache_clear()
     with caplog.at_level(logging.WARNING, logger="safelight.licence"):
         model.Model.load(folder)

@@ -32,6 +32,7 @@ PAGES = (
 PLACEHOLDERS = {
     "PROMPT": "a red cube",
     "PICTURE": "picture.png",
+    "IMAGE": "picture.png",
     "outputs/00001-7.png": "picture.png",
     "MODEL": "tiny",
     "DIR": "exported",
@@ -82,8 +83,8 @@ def bare(line: str) -> tuple[str, list[str]]:
 
 def words(line: str) -> list[str]:
     """Its arguments, with values for placeholders; the first of alternatives (A|B)."""
-    given = [word.split("|")[0] if word.isupper() else word for word in shlex.split(line)[1:]]
-    return [PLACEHOLDERS.get(word.split("|")[0], word) for word in given]
+    given = [word.rstrip("…") for word in shlex.split(line)[1:]]
+    return [PLACEHOLDERS.get(word.split("|")[0], word) for word in given if word]
 
 
 def command_of(arguments: list[str]) -> tuple[Any, list[str]]:
