@@ -295,8 +295,9 @@ def derive(model: Model, **changes: Any) -> Model:
         if isinstance(getattr(type(model), name, None), cached_property):
             del vars(twin)[name]
     for each in fields(twin):
-        if isinstance(getattr(twin, each.name), Cache):
-            setattr(twin, each.name, Cache())
+        cache = getattr(twin, each.name)
+        if isinstance(cache, Cache):
+            setattr(twin, each.name, Cache(cache._size))
     for name, value in changes.items():
         setattr(twin, name, value)
     return twin
