@@ -14,6 +14,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 from safelight.checker import Checker
 from safelight.nets.safety_head import Cosines, SafetyHead
 from safelight.spec import PictureSpec, SafetySpec, VisionSpec
+from safelight.text.tokenizer import byte_symbols
 
 VISION = VisionSpec(
     image_size=16, patch_size=8, width=32, layers=2, heads=4, mlp_width=64, projection_width=24
@@ -93,3 +94,10 @@ def pictures(count: int, seed: int = 0, size: tuple[int, int] = (33, 21)) -> lis
         image = Image.fromarray(cells.to(torch.uint8).numpy())
         found.append(image.resize(size, Image.Resampling.BICUBIC))
     return found
+
+
+def byte_vocab() -> dict[str, int]:
+    """CLIP's 512 byte symbols and the two specials, which is all a tokenizer needs."""
+    symbols = byte_symbols()
+    tokens = [*symbols, *(s + "</w>" for s in symbols), "<|startoftext|>", "<|endoftext|>"]
+    return {token: i for i, token in enumerate(tokens)}

@@ -11,16 +11,18 @@ import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
 from scipy.stats import mannwhitneyu
-from transformers import CLIPImageProcessor
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from safelight.checker import Checker
+from safelight.checker import Checker, clip_pixels
 from safelight.cli.main import main
 from safelight.data import stilllife
 from safelight.errors import InvalidRequest
 from safelight.safety.build import UNUSED, thresholds
+from safelight.safety.clip import load_clip
 from safelight.safety.concepts import read_concepts
 from safelight.safety.measure import measure, plot, table
-from safety_micro import pictures, rigged
+from safelight.text.tokenizer import Tokenizer
+from safety_micro import byte_vocab, pictures, rigged
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,45 @@ def test_a_checker_from_pictures(sorted_scenes: Path, tmp_path: Path) -> None:
     roc = measure(Checker.load(tmp_path / "out"), safe, unsafe)
     assert roc.at[1] == 0  # none of the safe ones, as was asked
     assert roc.area > 0.8
+
+
+def test_any_clip_will_do(tmp_path: Path) -> None:
+    """A published CLIPModel's folder: the same directions as transformers'."""
+    text = {
+        "vocab_size": 514,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 16,
+        "bos_token_id": 512,
+        "eos_token_id": 513,
+        "pad_token_id": 513,
+    }
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 8,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+        peer = CLIPModel(config).eval()
+    peer.save_pretrained(tmp_path / "clip")
+    Tokenizer.from_vocab(byte_vocab(), [], context_length=16).save(tmp_path / "clip")
+    clip = load_clip(tmp_path / "clip")
+    assert clip.tokenizer is not None
+    encoded = torch.tensor(clip.tokenizer.tokens(["a cube"]))
+    (image,) = pictures(1)
+    image.save(tmp_path / "a.png")
+    pixels = clip_pixels(image, clip.pictures)[None]
+    with torch.no_grad():
+        out = peer(input_ids=encoded, pixel_values=pixels)
+    assert torch.allclose(clip.of_sentences(["a cube"]), out.text_embeds, atol=1e-5)
+    assert torch.allclose(clip.of_pictures([tmp_path / "a.png"]), out.image_embeds, atol=1e-5)
 
 
 # -- thresholds ------------------------------------------------------------------------------------

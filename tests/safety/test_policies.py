@@ -268,3 +268,21 @@ def test_a_checker_is_attached_to_any_model(plain_folder: Path, tmp_path: Path) 
     replaced = Model.load(own, device="cpu", safety_checker=other)
     assert replaced.checker is not None
     assert replaced.checker.digest == Checker.load(other).digest
+
+
+def test_an_exported_model_keeps_its_checker(plain_folder: Path, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    from safelight.cli.models import write
+
+    model = Model.load(with_checker(plain_folder, tmp_path / "m"), device="cpu")
+    write(model, tmp_path / "out")
+    again = Model.load(tmp_path / "out", device="cpu")
+    assert model.checker is not None
+    assert again.checker is not None
+    assert again.checker.digest == model.checker.digest
+    assert again.checker.spec.pictures == model.checker.spec.pictures
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+    assert torch.equal(
+        pipe.safety_checker.concept_embeds_weights, model.checker.head.concept_embeds_weights
+    )

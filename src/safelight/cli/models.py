@@ -100,6 +100,7 @@ def write(model: Any, folder: Path, dtype: str | None = None) -> None:
     """A loaded model as a folder. Text-to-image pipelines have no vision tower: it stays out."""
     import torch
 
+    from safelight.store.checkers import attach_checker
     from safelight.store.folder import write_folder
 
     spec = model.spec
@@ -112,6 +113,8 @@ def write(model: Any, folder: Path, dtype: str | None = None) -> None:
     }
     kind = None if dtype is None else getattr(torch, dtype)
     write_folder(folder, spec, states, model.tokenizer, dtype=kind)
+    if model.checker is not None:
+        attach_checker(folder, model.checker.spec, model.checker.head.state_dict())
 
 
 def _shipped() -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ class Clip:
             raise WeightsError(
                 "clip", "has no text tower with a projection.", "Give pictures instead."
             )
-        ids = torch.tensor([self.tokenizer.encode(sentence) for sentence in sentences])
+        ids = torch.tensor(self.tokenizer.tokens(sentences))
         found = self.text(ids).embedding
         assert found is not None
         return F.normalize(found.float())

@@ -115,6 +115,18 @@ def write_checker(path: str | Path, spec: SafetySpec, state: Mapping[str, Tensor
     save_safetensors(path / "model.safetensors", state)
 
 
+def attach_checker(folder: str | Path, spec: SafetySpec, state: Mapping[str, Tensor]) -> None:
+    """Write a checker into a model's folder, where ``diffusers`` looks for it."""
+    folder = Path(folder)
+    write_checker(folder / "safety_checker", spec, state)
+    (folder / "feature_extractor").mkdir(exist_ok=True)
+    (folder / "safety_checker" / _INPUT).replace(folder / "feature_extractor" / _INPUT)
+    index = read_json(folder / "model_index.json")
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    _write(folder / "model_index.json", index)
+
+
 def _checker_name(name: str) -> str | None:
     """transformers 5 leaves out the inner ``vision_model.``; old files hold a buffer."""
     if name.endswith("position_ids"):
