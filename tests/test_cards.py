@@ -160,6 +160,8 @@ def test_the_licence_is_told_at_the_first_load(
     contents = SimpleNamespace(spec=presets.SD_V1, tensors={})
     monkeypatch.setattr("safelight.store.folder.read_folder", lambda *a, **k: contents)
     model._tell_licence.cache_clear()
+    # The command line's --quiet, in an earlier test, may have silenced it for the process.
+    monkeypatch.setattr(logging.getLogger("safelight.licence"), "disabled", False)
     with caplog.at_level(logging.WARNING, logger="safelight.licence"):
         model.Model.load(folder)
         model.Model.load(folder)

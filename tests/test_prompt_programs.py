@@ -137,7 +137,7 @@ def test_an_edited_run_against_one_written_out():
     [
         ({"prompt": "a [b|c:3]"}, "prompt: at character 3"),
         ({"prompt": "a", "negative_prompt": "x [b|c:3]"}, "negative_prompt: at character 3"),
-        ({"prompt": "a <lora:x:1>"}, "prompt: asks for a LoRA"),
+        ({"prompt": "a <lora:x:1>"}, "loras: no LoRA 'x'"),
     ],
 )
 def test_mistakes_come_before_any_work(fields, place):

@@ -35,6 +35,7 @@ PLACEHOLDERS = {
     "IMAGE": "picture.png",
     "outputs/00001-7.png": "picture.png",
     "MODEL": "tiny",
+    "FILE": "picture.png",
     "DIR": "exported",
 }
 
@@ -43,6 +44,9 @@ PARSED_ONLY = {
     "safelight evaluate": "slow: thousands of pictures",
     "safelight doctor": "slow: compares networks with the reference",
     'safelight generate "a red cube" --sign-key key.pem --sign-cert chain.pem': "needs a key",
+    "safelight vary IMAGE…": "needs a model that does not ship",
+    "safelight upscale IMAGE": "needs a model that does not ship",
+    "safelight models convert SRC DST": "needs a single file",
     "safelight verify outputs/00001-7.png --trust authority.pem": "needs an authority",
 }
 """Line (what is in brackets left out) -> why it is not run."""

@@ -19,7 +19,10 @@ DOWN = torch.ones(4, 768)
 
 def kohya(key: str = "lora_down.weight") -> dict[str, torch.Tensor]:
     stem = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
-    return {f"{stem}.{key}": DOWN, "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": torch.ones(())}
+    return {
+        f"{stem}.{key}": DOWN,
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": torch.ones(()),
+    }
 
 
 @pytest.mark.parametrize(

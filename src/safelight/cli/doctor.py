@@ -16,7 +16,7 @@ import safelight
 from safelight import presets
 from safelight.cli import show
 from safelight.cli.info import describe
-from safelight.errors import InvalidRequest, SafelightError, WeightsError
+from safelight.errors import SafelightError, WeightsError
 from safelight.spec import Record
 
 if TYPE_CHECKING:
@@ -101,10 +101,10 @@ def _machine() -> dict[str, Any]:
 
 
 def devices() -> list[dict[str, Any]]:
-    """Each device and number format: tested, expected or refused, and whether it is here."""
+    """Each device and number format: tested, expected or emulated, and whether it is here."""
     import torch
 
-    from safelight.model import pick_dtype
+    from safelight.model import EMULATED, is_emulated
 
     here = {
         "cpu": True,
@@ -115,10 +115,8 @@ def devices() -> list[dict[str, Any]]:
     for device, present in here.items():
         for dtype in ("float32", "float16", "bfloat16"):
             word, why = "tested" if (device, dtype) in TESTED else "expected", ""
-            try:
-                pick_dtype(dtype, torch.device(device), tiny=True)
-            except InvalidRequest as error:
-                word, why = "refused", f"{error.problem} {error.fix}"
+            if is_emulated(dtype, torch.device(device)):
+                word, why = "emulated", EMULATED
             rows.append(
                 {"device": device, "dtype": dtype, "state": word, "here": present, "why": why}
             )
