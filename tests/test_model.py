@@ -101,7 +101,7 @@ def test_devices_and_dtypes_are_refused_by_name() -> None:
     half = Model.load("tiny", device="cpu", dtype="float16")
     assert half.dtype == torch.float32
     assert "runs in float32" in half.notes[0]
-    assert Model.load("tiny", device="cpu").notes == ()
+    assert not any("float32" in note for note in Model.load("tiny", device="cpu").notes)
 
 
 def test_a_damaged_folder_is_one_clear_error(tmp_path: Path) -> None:
