@@ -205,9 +205,11 @@ def test_the_estimator_reads_what_the_references_reads(tmp_path: Path) -> None:
         **parts("ddim", in_channels=5), depth_estimator=estimator, feature_extractor=prepare
     )
     model = loaded(pipeline, tmp_path)
-    picture = photo(40, 40)  # this estimator's reference takes squares alone
-    with torch.no_grad():
-        pixels = prepare(picture, return_tensors="pt").pixel_values
+    for size in ((60, 40), (300, 700), (48, 48)):
+        pixels = prepare(photo(*size), return_tensors="pt").pixel_values
+        ours = planes.depth_pixels(photo(*size))
+        assert ours.shape == pixels.shape
+        assert float((ours - pixels).abs().max()) < 1e-5
+    with torch.no_grad():  # the last one; this kind of estimator takes squares only
         theirs = estimator(pixels).predicted_depth[0]
-    ours = planes.estimate_depth(model, picture)
-    close(planes.depth_plane(ours, 8, 8), planes.depth_plane(theirs, 8, 8), 0.02)
+    close(planes.estimate_depth(model, photo(48, 48)), theirs)

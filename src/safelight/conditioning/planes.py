@@ -94,10 +94,13 @@ def estimate_depth(model: Model, image: Image.Image) -> Tensor:
         raise WeightsError(
             place, f"holds no depth estimator: {error}.", "Give a depth map."
         ) from error
-    # DPT's own preparation: scaled by the side that is nearer to 384, in steps of 32, values in
-    # [-1, 1].
+    return estimator(pixel_values=depth_pixels(image)).predicted_depth[0].float()
+
+
+def depth_pixels(image: Image.Image) -> Tensor:
+    """DPT's own preparation: scaled by the side that is nearer to 384, in steps of 32, values in
+    [-1, 1]."""
     scales = [_ESTIMATOR_SIDE / side for side in image.size[::-1]]  # height first, where equal
     scale, step = min(scales, key=lambda s: abs(1 - s)), _ESTIMATOR_STEP
     width, height = (max(step, round(side * scale / step) * step) for side in image.size)
-    pixels = to_pixels(image.resize((width, height), Image.Resampling.BICUBIC))
-    return estimator(pixel_values=pixels).predicted_depth[0].float()
+    return to_pixels(image.resize((width, height), Image.Resampling.BICUBIC))

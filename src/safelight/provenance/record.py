@@ -269,7 +269,7 @@ def read(path: str | Path) -> Provenance:
                 "Update safelight.",
             )
         if known:
-            return Provenance(GenerateRequest.from_json(record.get("request")), record, text)
+            return Provenance(GenerateRequest.from_json(record.get("request") or {}), record, text)
     if text:
         return from_parameters(text)
     raise InvalidRequest("picture", f"{path} does not say how it was made.")

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from safelight.errors import WeightsError
+from safelight.presets import NOISE_AUGMENTATION, X4_NOISING
 from safelight.spec import (
     CLIP_MEAN,
     CLIP_STD,
@@ -72,6 +73,8 @@ _CARD_DEFAULTS = {"unclip": (20, 10.0), "x4-upscaler": (75, 9.0)}
 _X4_SCALING = 0.08333
 # The component that says the schedule of the noise on the picture that is looked at
 _NOISING = ("image_noising_scheduler", "low_res_scheduler")
+NOISING = {"unclip": NOISE_AUGMENTATION, "x4-upscaler": X4_NOISING}
+"""Of the picture that is looked at, where the files do not say."""
 
 
 class Saves(Protocol):
@@ -381,7 +384,7 @@ def _model_spec(
             text=text,
             vision=vision,
             schedule=schedule,
-            noising=noising,
+            noising=noising or NOISING.get(family),
             steps=own.get("steps", steps),
             guidance_scale=own.get("guidance_scale", guidance),
             words=tuple(own.get("words", ())),
@@ -399,19 +402,12 @@ def _write_extras(path: Path, spec: ModelSpec, index: dict[str, Any]) -> None:
             index.setdefault(name, nothing)
     elif spec.family == "x4-upscaler":
         index["max_noise_level"] = 350
-        low_res = ScheduleSpec(beta_start=0.0001, beta_end=0.02, sampler="ddpm", steps_offset=0)
-        _write_scheduler(path, "low_res_scheduler", low_res, index)
+        _write_scheduler(path, "low_res_scheduler", spec.noising or X4_NOISING, index)
     elif spec.family == "depth":
         index.setdefault("depth_estimator", nothing)
         index.setdefault("feature_extractor", nothing)
     elif spec.family == "unclip":
-        noising = ScheduleSpec(
-            kind="squared_cosine",
-            beta_start=0.0001,
-            beta_end=0.02,
-            sampler="ddpm",
-            steps_offset=0,
-        )
+        noising = spec.noising or NOISE_AUGMENTATION
         _write_scheduler(path, "image_noising_scheduler", noising, index)
     if spec.family == "image-variations":
         index.setdefault("safety_checker", nothing)
