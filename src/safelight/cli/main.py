@@ -37,6 +37,7 @@ COMMANDS = {
     "doctor": Entry("safelight.cli.doctor", "Check this machine, or a model's files."),
     "train": Entry("safelight.cli.train", "Train a model from a recipe."),
     "evaluate": Entry("safelight.cli.evaluate", "Score a model on the fixed prompt lists."),
+    "data": Entry("safelight.cli.data", "Filter, search and de-duplicate training pictures."),
     "stilllife": Entry("safelight.cli.stilllife", "Draw scenes of the world tiny is trained on."),
 }
 
