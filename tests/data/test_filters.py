@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safelight.cli.main import main
@@ -215,6 +215,7 @@ def test_the_two_aesthetic_predictors_are_not_mixed_silently(tmp_path: Path) -> 
     assert "predictor v2" in run_filter([first], Filter(aesthetic_min=5, predictor="v2")).notes[0]
 
 
+@settings(max_examples=20)
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=20), st.integers(1, 3000))
 def test_a_stricter_size_keeps_no_more(sides: Sequence[int], limit: int) -> None:
     import tempfile

@@ -391,7 +391,7 @@ def _command(output: Path, spec: Filter, names: list[str]) -> str:
     )
 
 
-def save_report(report: FilterReport, path: str | Path) -> None:
+def save_report(report: Record, path: str | Path) -> None:
     """Write a report as JSON; a reader never sees half of it."""
     part = Path(f"{path}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
