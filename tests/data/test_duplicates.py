@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from safelight.cli.main import main
-from safelight.data.clip import CLIP, load_clip
 from safelight.data.duplicates import DedupReport, find_duplicates, near_embeddings
 from safelight.data.hashing import distance, frequencies, mirrored, near_pairs, perceptual_hash
 from safelight.data.sources import StillLife, open_source
@@ -31,11 +30,6 @@ def png(image: Image.Image) -> bytes:
     out = io.BytesIO()
     image.save(out, "PNG")
     return out.getvalue()
-
-
-@pytest.fixture(scope="module")
-def clip() -> CLIP:
-    return load_clip(device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +85,10 @@ def test_mirror_images_when_asked(planted: Path) -> None:
     assert len(groups) == 8
 
 
-def test_near_embeddings_find_what_means_the_same(planted: Path, clip: CLIP) -> None:
+def test_near_embeddings_find_what_means_the_same(planted: Path) -> None:
+    from safelight.data.clip import load_clip
+
+    clip = load_clip(device="cpu")
     source = open_source(planted)
     report = find_duplicates(source, ["embedding"], cosine=0.98, embed=clip.pictures, clip="tiny")
     dropped = {tuple(sorted((g.keep[:2], d.key[:2]))) for g in report.groups for d in g.drop}

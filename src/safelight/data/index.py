@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ class Index:
         except FileNotFoundError:
             problem = f"no file {path}."
             raise InvalidRequest("index", problem, "Build it: safelight data index.") from None
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise InvalidRequest("index", f"{path} is no index: {error}.") from error
         return cls(embeddings, texts["keys"], texts["captions"], texts["about"])
 

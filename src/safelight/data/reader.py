@@ -91,19 +91,20 @@ class Reader:
     def read(self, index: int, place: int, size: tuple[int, int]) -> Shown:
         """The sample at ``place``, seen as picture ``index``, at ``size`` (width, height)."""
         first, rng = place, stilllife.generator(self.seed, index, _REPLACE)
+        last = ""
         for _ in range(_ATTEMPTS):
             try:
                 shown = self._view(index, place, size)
             except BadSample as error:
                 self.bad[place] = str(error)
+                last = f"{self.source.key(place)} {error}"
                 place = int(rng.integers(len(self.source)))
             else:
                 self.replaced += place != first
                 return shown
         raise InvalidRequest(
             "data",
-            f"{_ATTEMPTS} samples of {self.source.name} in a row cannot be used; the last, "
-            f"{self.source.key(place)}: {next(reversed(self.bad.values()))}.",
+            f"{_ATTEMPTS} samples of {self.source.name} in a row cannot be used; the last: {last}.",
             "Is it the right folder, and is the caption column right?",
         )
 
