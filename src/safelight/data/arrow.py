@@ -49,7 +49,7 @@ def arrow_files(place: Path, split: str | None) -> list[Path]:
 def _pick(split: str | None, splits: Sequence[str], place: Path) -> str:
     if split is None and (len(splits) == 1 or "train" in splits):
         return splits[0] if len(splits) == 1 else "train"
-    if split not in splits:
+    if split is None or split not in splits:
         problem = f"{place} has the splits {', '.join(splits)}, not {split}."
         raise InvalidRequest("split", problem, "Name one of them.")
     return split

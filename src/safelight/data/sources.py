@@ -78,7 +78,8 @@ class Source(ABC):
         try:
             with Image.open(io.BytesIO(self.data(index))) as image:
                 turned = image.getexif().get(0x0112) in _TURNED
-                return image.size[::-1] if turned else image.size
+                width, height = image.size
+                return (height, width) if turned else (width, height)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise BadSample(f"is not a picture: {error}") from error
 
@@ -163,7 +164,8 @@ class StillLife(Source):
     def __init__(
         self, split: stilllife.Split = "train", seed: int = 1, count: int = 1000, size: int = 64
     ) -> None:
-        self.split, self.seed, self.count, self.side = split, seed, count, size
+        self.split: stilllife.Split = split
+        self.seed, self.count, self.side = seed, count, size
         self.name, self.bad = f"stilllife:{split}:{seed}:{count}", Bad()
 
     def __len__(self) -> int:
