@@ -43,6 +43,7 @@ COMMANDS = {
     "train": Entry("safelight.cli.train", "Train a model from a recipe."),
     "evaluate": Entry("safelight.cli.evaluate", "Score a model on the fixed prompt lists."),
     "safety": Entry("safelight.cli.safety", "Make a safety checker; measure one."),
+    "data": Entry("safelight.cli.data", "Filter, search and de-duplicate training pictures."),
     "stilllife": Entry("safelight.cli.stilllife", "Draw scenes of the world tiny is trained on."),
 }
 
