@@ -36,6 +36,7 @@ COMMANDS = {
     "models": Entry("safelight.cli.models", "List the models at hand; export one."),
     "doctor": Entry("safelight.cli.doctor", "Check this machine, or a model's files."),
     "train": Entry("safelight.cli.train", "Train a model from a recipe."),
+    "distill": Entry("safelight.cli.distill", "Train a student from a teacher, from a recipe."),
     "evaluate": Entry("safelight.cli.evaluate", "Score a model on the fixed prompt lists."),
     "stilllife": Entry("safelight.cli.stilllife", "Draw scenes of the world tiny is trained on."),
 }
