@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from safelight.diffusion.schedule import Schedule
 from safelight.errors import InvalidRequest
 from safelight.train.latent import LatentDiffusionObjective
 from safelight.train.masks import lama_mask
-from safelight.train.pictures import Stream, key
+from safelight.train.pictures import Captioned, Stream, key
 from safelight.train.prior import PriorObjective
 from safelight.train.recipe import DataRecipe, Recipe
 from safelight.train.rehearsal import WIDTH, RandomPictures, small_parts
@@ -239,6 +240,28 @@ def _after(made: LatentDiffusionObjective, index: int, skipped: int) -> np.ndarr
     rng = key(made.recipe.seed, index, 8)
     rng.standard_normal((4, 4, 4), dtype=np.float32)
     return rng.standard_normal(64 if made.settings.input_perturbation else 4, dtype=np.float32)
+
+
+def test_pictures_of_a_reader() -> None:
+    read: list[int] = []
+
+    class Numbers:
+        def __getitem__(self, index: int) -> Any:
+            read.append(index)
+            return SimpleNamespace(
+                pixels=np.full((8, 8, 3), index, np.uint8), caption=f"picture {index}"
+            )
+
+    pictures = Captioned(Numbers(), "numbers", {"val": Numbers()})
+    places, flips = pictures.places(3, 2)
+    pixels = pictures.pixels(places, flips)
+    assert pixels[:, 0, 0, 0].tolist() == pytest.approx([3 / 127.5 - 1, 4 / 127.5 - 1])
+    assert pictures.captions(places, flips, []) == ["picture 3", "picture 4"]
+    assert read == [3, 4], "decoded once"
+    assert pictures.held_out("val", 8) is not None
+    assert pictures.held_out("pair", 8) is None
+    with pytest.raises(InvalidRequest, match="depth"):
+        pictures.nearness(places, flips, 4)
 
 
 def test_told_moves_by_rows() -> None:

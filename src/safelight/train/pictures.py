@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -83,6 +84,70 @@ def open_pictures(data: DataRecipe, seed: int) -> Pictures:
     if data.source == "stilllife":
         return Stream(data, seed)
     raise InvalidRequest("data.source", f"cannot read {data.source!r} yet.", "Use stilllife.")
+
+
+class Reader(Protocol):
+    """Any pictures by their number in the run (``safelight.data``'s reader of folders, shards and
+    ``datasets``): each has ``pixels``, uint8 ``(H, W, 3)``, and a ``caption``."""
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+class Captioned:
+    """Pictures of a reader. It crops, mirrors and shuffles them itself, by their number.
+
+    Args:
+        digest: stands for them in the manifest.
+        held_out: readers of pictures that are not trained on, by split.
+    """
+
+    renders = None
+
+    def __init__(
+        self, reader: Reader, digest: str, held_out: Mapping[str, Reader] | None = None
+    ) -> None:
+        self._reader, self._digest, self._held_out = reader, digest, held_out or {}
+        self._seen: dict[int, Any] = {}
+
+    def digest(self) -> str:
+        """See :class:`Pictures`."""
+        return self._digest
+
+    def places(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers themselves, none of them mirrored here."""
+        return np.arange(start, start + count), np.zeros(count, bool)
+
+    def pixels(self, places: np.ndarray, flips: np.ndarray) -> Tensor:
+        """See :class:`Pictures`."""
+        return to_pixels(np.stack([self._read(int(i)).pixels for i in places]))
+
+    def captions(
+        self,
+        places: np.ndarray,
+        flips: np.ndarray,
+        rngs: list[np.random.Generator],
+        *,
+        plain: bool = False,
+    ) -> list[str]:
+        """See :class:`Pictures`."""
+        return [self._read(int(i)).caption for i in places]
+
+    def nearness(self, places: np.ndarray, flips: np.ndarray, side: int) -> Tensor:
+        """Photographs have no renderer to say it."""
+        raise InvalidRequest("data.source", "has no depth maps.", "Use stilllife.")
+
+    def held_out(self, split: Split, count: int) -> Captioned | None:
+        """See :class:`Pictures`."""
+        reader = self._held_out.get(split)
+        return None if reader is None else Captioned(reader, self._digest)
+
+    def _read(self, index: int) -> Any:
+        """A picture is decoded once for its pixels and its caption."""
+        if index not in self._seen:
+            if len(self._seen) >= 256:
+                self._seen.clear()
+            self._seen[index] = self._reader[index]
+        return self._seen[index]
 
 
 class Stream:

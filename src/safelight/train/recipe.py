@@ -70,7 +70,7 @@ class OptimRecipe(Record):
         steps = fields.pop("warmup_steps")
         if "warmup" in fields:
             raise ValueError("warmup (pictures) and warmup_steps say the same thing: write one")
-        return {**fields, "warmup": steps * cls.model_validate(fields).step}
+        return {**fields, "warmup": _pictures("warmup_steps", steps, fields)}
 
     @property
     def step(self) -> int:
@@ -211,6 +211,17 @@ class SiteRecipe(Record):
     region: str = ""
 
 
+def _pictures(name: str, steps: Any, optim: Any) -> int:
+    """Pictures in a number of steps."""
+    if not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"{name} must be a whole number, not {steps!r}")
+    try:
+        step = optim if isinstance(optim, OptimRecipe) else OptimRecipe.model_validate(optim)
+    except ValidationError:
+        return steps or 1  # optim is refused by its own name, a moment later
+    return steps * step.step
+
+
 def _published(unet: Any) -> Any:
     if not isinstance(unet, str):
         return unet
@@ -265,9 +276,7 @@ class Recipe(Record):
         steps = fields.pop("steps")
         if "images" in fields:
             raise ValueError("images and steps say the same thing: write one")
-        optim = fields.get("optim", {})
-        optim = optim if isinstance(optim, OptimRecipe) else OptimRecipe.model_validate(optim)
-        return {**fields, "optim": optim, "images": steps * optim.step}
+        return {**fields, "images": _pictures("steps", steps, fields.get("optim", {}))}
 
     @model_validator(mode="after")
     def _compatible(self) -> Self:

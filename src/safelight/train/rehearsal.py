@@ -1,6 +1,6 @@
 """A recipe tried out at its real shapes, without its data and in miniature.
 
-Networks keep their levels, layers, heads, inputs and conditioning; only their widths shrink.
+Networks keep their levels, layers, inputs and conditioning; only their widths shrink.
 Pictures have the recipe's size, prompts their number of tokens, latents theirs. So a recipe for a
 cluster meets on any machine, in seconds, nearly everything that it will meet there: fields that
 do not go together, channels that do not add up, a teacher that does not fit.
@@ -76,12 +76,12 @@ class RandomPictures:
 
 
 def miniature(unet: UNetSpec) -> UNetSpec:
-    """The same network with few channels. Heads stay where they divide them."""
+    """The same network with few channels, and one head a level."""
     levels = len(unet.channels)
     vector = 2 * WIDTH if unet.class_embedding == "projection" else unet.class_embedding_size
     return unet.replace(
         channels=(WIDTH,) * levels,
-        heads=tuple(h if WIDTH % h == 0 else 2 for h in unet.heads),
+        heads=(1,) * levels,
         context_width=WIDTH,
         class_embedding_size=vector,
         norm_groups=4,
