@@ -50,7 +50,6 @@ def manifest(
     return {
         "schema": 1,
         "name": recipe.name,
-        "kind": recipe.kind,
         "recipe": recipe.model_dump(mode="json"),
         "data_digest": data_digest,
         "code": {"version": __version__, "digest": code_digest(), "torch": torch.__version__},

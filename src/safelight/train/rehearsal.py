@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def miniature(unet: UNetSpec) -> UNetSpec:
 
 def small_parts(size: int, factor: int) -> Frozen:
     """Random towers and an autoencoder that go with :func:`miniature`."""
-    vocab, merges = learn_vocabulary(stilllife.all_captions_corpus(200, 0), 100)
+    vocab, merges = _words()
     text = TextSpec(
         vocab_size=len(vocab),
         width=WIDTH,
@@ -116,6 +117,11 @@ def small_parts(size: int, factor: int) -> Frozen:
     vae = VAESpec(channels=(4,) * levels, layers_per_block=1, norm_groups=2, sample_size=size)
     tokenizer = Tokenizer.from_vocab(vocab, merges, context_length=text.context_length)
     return Frozen(VAE(vae), TextTower(text), tokenizer, VisionTower(vision))
+
+
+@cache
+def _words() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    return learn_vocabulary([f"{stilllife.SHAPES} {stilllife.COLOURS}"], 20)
 
 
 def factor_of(recipe: Recipe, settings: DiffusionRecipe) -> int:
