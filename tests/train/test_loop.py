@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safelight.train.ema import EMA
+from safelight.train import checkpoint
+from safelight.train.ema import EMA, power_exponent
 from safelight.train.loop import Run
 from safelight.train.pictures import key
-from safelight.train.recipe import Recipe
+from safelight.train.recipe import EMARecipe, Recipe
 
 
 class Regression:
@@ -24,6 +25,9 @@ class Regression:
         torch.manual_seed(0)
         self.module = nn.Linear(3, 1)
         self.starts: list[int] = []
+
+    def data_digest(self) -> str:
+        return "line"
 
     def batch(self, start: int, count: int) -> Any:
         self.starts.append(start)
@@ -98,7 +102,8 @@ def test_a_diverged_loss_stops_and_keeps_the_checkpoint(tmp_path: Path) -> None:
 
     with pytest.raises(FloatingPointError, match=r"optim\.lr"):
         Run(recipe(tmp_path), Diverging()).go()
-    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    saved = checkpoint.newest(tmp_path)
+    assert saved is not None
     assert saved["seen"] == 160
     assert all(bool(v.isfinite().all()) for v in saved["module"].values())
 
@@ -113,3 +118,33 @@ def test_ema_follows_its_formula() -> None:
         decay = min(0.5, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * n
         assert float(ema.state_dict()["weight"]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_power_function_average_is_its_sum() -> None:
+    width, total = 0.1, 400
+    module = nn.Linear(1, 1, bias=False)
+    ema = EMA(module, 0.0, width=width)
+    gamma = power_exponent(width)
+    weights = np.zeros(total)
+    for n in range(1, total + 1):
+        nn.init.constant_(module.weight, float(n))
+        ema.update(module)
+        beta = (1 - 1 / n) ** (gamma + 1)
+        weights *= beta
+        weights[n - 1] += 1 - beta
+    times = np.arange(1, total + 1)
+    assert float(ema.state_dict()["weight"]) == pytest.approx(float(weights @ times), rel=1e-4)
+    # The profile's spread is what was asked for (Karras et al. 2024, section 3.1).
+    mean = weights @ times
+    spread = np.sqrt(weights @ (times - mean) ** 2) / total
+    assert spread == pytest.approx(width, rel=0.02)
+    assert power_exponent(0.05) == pytest.approx(16.97, abs=0.01)
+    assert power_exponent(0.10) == pytest.approx(6.94, abs=0.01)
+
+
+def test_a_run_may_keep_a_power_function_average(tmp_path: Path) -> None:
+    run = Run(recipe(tmp_path, 64).replace(ema=EMARecipe(kind="power")), Regression())
+    run.go()
+    again = Run(recipe(tmp_path, 64).replace(ema=EMARecipe(kind="power")), Regression())
+    assert again.ema.updates == 4
+    assert torch.equal(again.ema.state_dict()["weight"], run.ema.state_dict()["weight"])

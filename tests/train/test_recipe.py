@@ -8,14 +8,14 @@ import pytest
 
 from safelight.errors import InvalidRequest
 from safelight.train.loop import learning_rate
-from safelight.train.recipe import OptimRecipe, read_recipe
+from safelight.train.recipe import KINDS, OptimRecipe, read_recipe, read_stages
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.toml")), ids=lambda p: p.stem)
 def test_shipped_recipes_are_valid(path: Path) -> None:
-    assert read_recipe(path).kind in ("clip", "vae", "diffusion")
+    assert all(stage.kind in KINDS for stage in read_stages(path))
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,8 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
         ({"optim": {"lr": -1}}, "optim.lr"),
         ({"optim": {"learning_rate": 1e-4}}, "optim.learning_rate"),
         ({"surprise": 1}, "surprise"),
+        ({"steps": 10}, "recipe"),
+        ({"distill": {"teacher": "x"}}, "recipe"),
     ],
 )
 def test_mistakes_name_the_field(change: dict, field: str) -> None:

@@ -25,6 +25,15 @@ def command(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads.")
     ] = None,
+    rehearse: Annotated[
+        int,
+        typer.Option(
+            "--rehearse",
+            min=0,
+            metavar="STEPS",
+            help="Take steps in miniature at the recipe's shapes, and train nothing.",
+        ),
+    ] = 0,
     stop_after: Annotated[
         float | None,
         typer.Option("--stop-after", min=0, help="Minutes; then it saves and stops."),
@@ -36,13 +45,50 @@ def command(
     Ctrl-C saves a checkpoint and stops; a second one stops at once.
     """
     # safelight.train imports torch only in the modules that train.
-    from safelight.train.recipe import read_recipe
+    from safelight.train.recipe import read_stages
 
     changes = {} if threads is None else {"threads": threads}
-    recipe = read_recipe(recipe_file, **changes)
+    follow(read_stages(recipe_file, **changes), dry_run, rehearse, stop_after, as_json)
+
+
+def follow(
+    stages: list[Recipe], dry_run: bool, steps: int, stop_after: float | None, as_json: bool
+) -> None:
+    """Show, rehearse or train the stages of a recipe, one after the other."""
     if dry_run:
-        show.document({"kind": recipe.kind, "recipe": recipe.model_dump(mode="json")})
+        show.document(_shown(stages))
         return
+    if steps:
+        _rehearse(stages, steps, as_json)
+        return
+    for recipe in stages:
+        if not _train(recipe, stop_after, as_json):
+            break
+
+
+def _shown(stages: list[Recipe]) -> dict[str, Any]:
+    """What ``--dry-run`` prints: a run, or all of them."""
+    shown = [
+        {"kind": r.kind, "steps": r.steps, "recipe": r.model_dump(mode="json")} for r in stages
+    ]
+    return shown[0] if len(shown) == 1 else {"stages": shown}
+
+
+def _rehearse(stages: list[Recipe], steps: int, as_json: bool) -> None:
+    from safelight.train.rehearsal import rehearse
+
+    said = []
+    for recipe in stages:
+        losses = rehearse(recipe, steps)
+        said.append({"name": recipe.name, "losses": losses})
+        if not as_json:
+            typer.echo(f"{recipe.name}: {steps} steps, loss {losses[0]:.4f} to {losses[-1]:.4f}")
+    if as_json:
+        show.document({"schema": 1, "stages": said})
+
+
+def _train(recipe: Recipe, stop_after: float | None, as_json: bool) -> bool:
+    """One run; says whether it came to its end."""
     run = _prepare(recipe, stop_after, as_json)
     if not as_json:
         show.words().print(
@@ -69,6 +115,7 @@ def command(
             typer.echo(f"  {name:24} {value:.4f}")
     if interrupted:
         raise Cancelled("stopped; the same command resumes.")
+    return run.seen >= recipe.images
 
 
 def _prepare(recipe: Recipe, stop_after: float | None, quiet: bool) -> Run:

@@ -50,6 +50,9 @@ class AutoencoderObjective:
             self.module.quant_conv.requires_grad_(False)
         self.stream = Stream(recipe.data, recipe.seed)
 
+    def data_digest(self) -> str:
+        return self.stream.digest()
+
     def batch(self, start: int, count: int) -> tuple[Tensor, Tensor]:
         places, flips = self.stream.places(start, count)
         factor, channels = self.settings.vae.factor, self.settings.vae.latent_channels

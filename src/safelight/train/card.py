@@ -10,12 +10,13 @@ import argparse
 import json
 from pathlib import Path
 
-WATTS_PER_CORE = 12.0
-"""A busy server core with its share of the package, an assumption."""
-WATTS_PER_GIB = 0.4
-"""Memory, an assumption (Green Algorithms uses 0.3725)."""
-KG_CO2_PER_KWH = 0.4
-"""About the world's mean grid intensity, an assumption."""
+from safelight.train.emissions import (
+    WATTS_PER_CORE,
+    WATTS_PER_GIB,
+    WORLD,
+    estimate,
+    processor_watts,
+)
 
 
 def energy(seconds: float, cores: float, gib: float) -> tuple[float, float]:
@@ -23,8 +24,7 @@ def energy(seconds: float, cores: float, gib: float) -> tuple[float, float]:
 
     ``kWh = hours * (cores * 12 W + GiB * 0.4 W) / 1000``; ``kg = 0.4 * kWh``.
     """
-    kwh = seconds / 3600 * (cores * WATTS_PER_CORE + gib * WATTS_PER_GIB) / 1000
-    return kwh, kwh * KG_CO2_PER_KWH
+    return estimate(seconds / 3600, processor_watts(cores, gib))
 
 
 def card(
@@ -63,7 +63,7 @@ picture of a person, a place or another's work was used.
 | energy | about {kwh:.3f} kWh, {1000 * kg:.0f} g of CO2: an estimate, not a measurement |
 
 The estimate: hours x ({cores:g} cores x {WATTS_PER_CORE:g} W + 24 GiB x {WATTS_PER_GIB:g} W) / 1000
-kWh, and {KG_CO2_PER_KWH:g} kg of CO2 a kWh.
+kWh, and {WORLD:g} kg of CO2 a kWh.
 
 On validation pictures, at the end of the run:
 

@@ -131,6 +131,9 @@ class ContrastiveObjective:
         # Attention is causal: nothing after the end token reaches it, so the tail can go.
         return ids[:, : int((ids == self.settings.text.eos_id).int().argmax(1).max()) + 1]
 
+    def data_digest(self) -> str:
+        return self.stream.digest()
+
     def batch(self, start: int, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         places, flips = self.stream.places(start, count, group=GROUP)
         scenes = self.stream.seen_scenes(places, flips)

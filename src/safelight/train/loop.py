@@ -2,7 +2,7 @@
 
 Progress is counted in pictures. Everything random in a batch is keyed by (run seed, index of the
 picture in the run), so a run that was interrupted continues as if it had not been: run the same
-command again.
+command again. A step sees the same pictures however many processes share it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from safelight.errors import InvalidRequest
 from safelight.runtime.training import hasten
+from safelight.train import checkpoint, manifest
 from safelight.train.ema import EMA
 from safelight.train.recipe import OptimRecipe, Recipe
+from safelight.train.remember import forget_activations
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,10 @@ class Objective(Protocol):
     """What a stage trains: its module, its batches, its loss."""
 
     module: nn.Module
+
+    def data_digest(self) -> str:
+        """Stands for the pictures of the run, in its manifest."""
+        ...
 
     def batch(self, start: int, count: int) -> Any:
         """Pictures ``start`` to ``start + count`` of the run, ready for :meth:`loss`."""
@@ -66,6 +73,27 @@ def learning_rate(optim: OptimRecipe, seen: int, total: int) -> float:
     return rate
 
 
+def adamw(module: nn.Module, optim: OptimRecipe) -> torch.optim.Optimizer:
+    """AdamW over the weights of a module that train.
+
+    Raises:
+        InvalidRequest: 8-bit moments were asked for, and bitsandbytes is not installed.
+    """
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    if not trainable:
+        raise InvalidRequest("recipe", "leaves no weight to train.")
+    options: Any = {"lr": optim.lr, "betas": optim.betas, "weight_decay": optim.weight_decay}
+    if optim.kind == "adamw":
+        return torch.optim.AdamW(trainable, fused=True, **options)
+    try:
+        from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
+    except ImportError:
+        raise InvalidRequest(
+            "optim.kind", "adamw8bit needs bitsandbytes.", "pip install bitsandbytes, or adamw."
+        ) from None
+    return AdamW8bit(trainable, **options)
+
+
 class Run:
     """One training run: recipe, objective, and where it is.
 
@@ -85,21 +113,21 @@ class Run:
         self.recipe, self.objective, self.progress = recipe, objective, progress
         self.stop_after = stop_after
         self.accelerator = Accelerator(
-            gradient_accumulation_steps=recipe.optim.accumulation,
             mixed_precision="bf16" if recipe.precision == "bfloat16" else "no",
             cpu=not torch.cuda.is_available(),
         )
+        self.batch, batches = recipe.optim.share(self.accelerator.num_processes)
+        self.accelerator.gradient_accumulation_steps = batches
         module = objective.module
         if self.accelerator.device.type == "cpu":
             hasten(module, kernels=not recipe.compile)
-        trainable = [p for p in module.parameters() if p.requires_grad]
-        optim = recipe.optim
-        optimizer = torch.optim.AdamW(
-            trainable, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
-        )
+        if recipe.gradient_checkpointing:
+            forget_activations(module)
+        optimizer = adamw(module, recipe.optim)
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         self._trained: Any = torch.compile(self.module) if recipe.compile else self.module
-        self.ema = EMA(self.plain, recipe.ema.decay)
+        width = recipe.ema.width if recipe.ema.kind == "power" else None
+        self.ema = EMA(self.plain, recipe.ema.decay, width=width)
         self.seen, self.seconds = 0, 0.0
         self.folder = recipe.output
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +154,7 @@ class Run:
                     f"the loss is {loss} after {self.seen} pictures; the last checkpoint in "
                     f"{self.folder} is intact. Lower optim.lr or raise optim.warmup."
                 )
-            if board is not None and self.seen // 1024 != (self.seen - recipe.optim.batch) // 1024:
+            if board is not None and self._due(1024):
                 for key, value in {"loss": loss, **logged}.items():
                     board.add_scalar(f"train/{key}", value, self.seen)
             if self.progress is not None:
@@ -141,6 +169,7 @@ class Run:
                 break
         if self._main:
             self.objective.export(self._averaged(), self.folder)
+            self._describe()
         return numbers
 
     def _step(self) -> tuple[float, Mapping[str, float]]:
@@ -149,18 +178,26 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        for _ in range(optim.accumulation):
+        batches = self.accelerator.gradient_accumulation_steps
+        total, sums = torch.zeros((), device=self.accelerator.device), dict[str, float]()
+        for k in range(batches):
             with self.accelerator.accumulate(self.module):
-                batch = self.objective.batch(self.seen + rank * optim.batch, optim.batch)
+                start = self.seen + (k * world + rank) * self.batch
+                batch = self.objective.batch(start, self.batch)
                 loss, logged = self.objective.loss(self._trained, batch)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.module.parameters(), optim.clip)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            self.seen += optim.batch * world
+            total += loss.detach().float() / batches
+            for name, value in logged.items():
+                sums[name] = sums.get(name, 0.0) + value / batches
+        self.seen += optim.step
         self.ema.update(self.plain)
-        return float(loss.detach()), {**logged, "lr": rate}
+        if world > 1:
+            total = self.accelerator.reduce(total, "mean")
+        return float(total), {**sums, "lr": rate}  # type: ignore[arg-type]
 
     # -- checkpoints ---------------------------------------------------------------------------
 
@@ -169,36 +206,43 @@ class Run:
         return self.accelerator.is_main_process
 
     def _due(self, every: int) -> bool:
-        step = self.recipe.optim.batch * self.recipe.optim.accumulation
-        return self.seen // every != (self.seen - step * self.accelerator.num_processes) // every
+        return self.seen // every != (self.seen - self.recipe.optim.step) // every
 
     def _save(self) -> None:
         if not self._main:
             return
-        part = self.folder / "checkpoint.part"
-        torch.save(
-            {
-                "module": self.plain.state_dict(),
-                "ema": self.ema.state_dict(),
-                "updates": self.ema.updates,
-                "optimizer": self.optimizer.state_dict(),
-                "seen": self.seen,
-                "seconds": self.seconds,
-            },
-            part,
-        )
-        part.replace(self.folder / "checkpoint.pt")
+        state = {
+            "module": self.plain.state_dict(),
+            "ema": self.ema.state_dict(),
+            "updates": self.ema.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "seen": self.seen,
+            "seconds": self.seconds,
+        }
+        checkpoint.save(self.folder, self.seen, state, keep=self.recipe.keep)
+        self._describe()
 
     def _resume(self) -> None:
-        path = self.folder / "checkpoint.pt"
-        if not path.exists():
-            return
-        state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
-        self.plain.load_state_dict(state["module"])
-        self.ema.load(state["ema"], state["updates"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.seen, self.seconds = state["seen"], state["seconds"]
-        log.info("resuming %s at %d pictures", self.recipe.name, self.seen)
+        state = checkpoint.newest(self.folder, self.accelerator.device)
+        if state is not None:
+            self.plain.load_state_dict(state["module"])
+            self.ema.load(state["ema"], state["updates"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.seen, self.seconds = state["seen"], state["seconds"]
+            log.info("resuming %s at %d pictures", self.recipe.name, self.seen)
+        if self._main:
+            _forget_later(self.folder / "log.jsonl", self.seen)
+
+    def _describe(self) -> None:
+        """The manifest of the run so far."""
+        record = manifest.manifest(
+            self.recipe,
+            seen=self.seen,
+            seconds=self.seconds,
+            processes=self.accelerator.num_processes,
+            data_digest=self.objective.data_digest(),
+        )
+        manifest.write(self.folder, record)
 
     def _averaged(self) -> nn.Module:
         """The module with its averaged weights, in evaluation mode, beside the trained one."""
@@ -223,3 +267,19 @@ class Run:
             file.write(json.dumps(record) + "\n")
         log.info("%s: %s", self.recipe.name, record)
         return numbers
+
+
+def _forget_later(path: Path, seen: int) -> None:
+    """Drop what a killed run logged after its last checkpoint; it will be logged again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["seen"] <= seen:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue  # the line that was being written
+    part = path.with_suffix(".part")
+    part.write_text("".join(kept))
+    part.replace(path)

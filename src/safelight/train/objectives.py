@@ -25,5 +25,9 @@ def objective(recipe: Recipe) -> Any:
             from safelight.train.latent import LatentDiffusionObjective
 
             return LatentDiffusionObjective(recipe)
+        case "prior":
+            from safelight.train.prior import PriorObjective
+
+            return PriorObjective(recipe)
         case kind:
             raise AssertionError(f"no objective for {kind}")  # a new kind belongs here

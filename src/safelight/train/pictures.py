@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from safelight.data import stilllife
 from safelight.data.renders import open_renders, scenes_of
 from safelight.data.stilllife import Scene, Split
+from safelight.errors import InvalidRequest
 from safelight.nets.vae import to_uint8
 from safelight.store.pictures import save
 from safelight.train.recipe import DataRecipe
@@ -26,15 +33,138 @@ def key(seed: int, index: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed * 1009 + stream, index]))
 
 
-class Stream:
-    """The pictures of a run: ``data.count`` renders, mirrored or not, in shuffled epochs."""
+class Pictures(Protocol):
+    """Captioned pictures that objectives read, wherever they come from.
 
-    def __init__(self, data: DataRecipe, seed: int) -> None:
+    Another source than the still life is another class of this shape, and a line in
+    :func:`open_pictures`. ``places`` and ``flips`` say which pictures and whether mirrored.
+    """
+
+    renders: np.ndarray | None
+    """All pictures, uint8 ``(N, H, W, 3)``, where they fit on disk: latents are then computed
+    once. None: they are encoded as they come."""
+
+    def digest(self) -> str:
+        """Stands for all of them, in a manifest."""
+        ...
+
+    def places(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which pictures a run sees from its ``start``-th on: a function of the index alone."""
+        ...
+
+    def pixels(self, places: np.ndarray, flips: np.ndarray) -> Tensor:
+        """``(N, 3, H, W)`` in [-1, 1]."""
+        ...
+
+    def captions(
+        self,
+        places: np.ndarray,
+        flips: np.ndarray,
+        rngs: list[np.random.Generator],
+        *,
+        plain: bool = False,
+    ) -> list[str]:
+        """One a picture; where there are several ways to say it, by its generator."""
+        ...
+
+    def nearness(self, places: np.ndarray, flips: np.ndarray, side: int) -> Tensor:
+        """Depth, larger is nearer, in any unit, bicubic at a size: ``(N, side, side)``."""
+        ...
+
+    def held_out(self, split: Split, count: int) -> Pictures | None:
+        """Pictures that no run trains on; None where the source has none."""
+        ...
+
+
+def open_pictures(data: DataRecipe, seed: int) -> Pictures:
+    """The pictures that a recipe names.
+
+    Raises:
+        InvalidRequest: there is no such source.
+    """
+    if data.source == "stilllife":
+        return Stream(data, seed)
+    raise InvalidRequest("data.source", f"cannot read {data.source!r} yet.", "Use stilllife.")
+
+
+class Reader(Protocol):
+    """Any pictures by their number in the run (``safelight.data``'s reader of folders, shards and
+    ``datasets``): each has ``pixels``, uint8 ``(H, W, 3)``, and a ``caption``."""
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+class Captioned:
+    """Pictures of a reader. It crops, mirrors and shuffles them itself, by their number.
+
+    Args:
+        digest: stands for them in the manifest.
+        held_out: readers of pictures that are not trained on, by split.
+    """
+
+    renders = None
+
+    def __init__(
+        self, reader: Reader, digest: str, held_out: Mapping[str, Reader] | None = None
+    ) -> None:
+        self._reader, self._digest, self._held_out = reader, digest, held_out or {}
+        self._seen: dict[int, Any] = {}
+
+    def digest(self) -> str:
+        """See :class:`Pictures`."""
+        return self._digest
+
+    def places(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers themselves, none of them mirrored here."""
+        return np.arange(start, start + count), np.zeros(count, bool)
+
+    def pixels(self, places: np.ndarray, flips: np.ndarray) -> Tensor:
+        """See :class:`Pictures`."""
+        return to_pixels(np.stack([self._read(int(i)).pixels for i in places]))
+
+    def captions(
+        self,
+        places: np.ndarray,
+        flips: np.ndarray,
+        rngs: list[np.random.Generator],
+        *,
+        plain: bool = False,
+    ) -> list[str]:
+        """See :class:`Pictures`."""
+        return [self._read(int(i)).caption for i in places]
+
+    def nearness(self, places: np.ndarray, flips: np.ndarray, side: int) -> Tensor:
+        """Photographs have no renderer to say it."""
+        raise InvalidRequest("data.source", "has no depth maps.", "Use stilllife.")
+
+    def held_out(self, split: Split, count: int) -> Captioned | None:
+        """See :class:`Pictures`."""
+        reader = self._held_out.get(split)
+        return None if reader is None else Captioned(reader, self._digest)
+
+    def _read(self, index: int) -> Any:
+        """A picture is decoded once for its pixels and its caption."""
+        if index not in self._seen:
+            if len(self._seen) >= 256:
+                self._seen.clear()
+            self._seen[index] = self._reader[index]
+        return self._seen[index]
+
+
+class Stream:
+    """The still life: ``data.count`` renders, mirrored or not, in shuffled epochs.
+
+    Args:
+        first: only so many of them, for validation.
+    """
+
+    def __init__(self, data: DataRecipe, seed: int, first: int | None = None) -> None:
         self.data, self.seed = data, seed
-        self.renders = open_renders(
+        self.renders: np.ndarray | None = open_renders(
             data.cache, seed=data.seed, split=data.split, size=data.size, count=data.count
         )
-        self.scenes = scenes_of(data.seed, data.count, data.split)
+        self.scenes = scenes_of(data.seed, first or data.count, data.split)
+        self._near: dict[int, np.ndarray] = {}
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def places(self, start: int, count: int, *, group: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -57,8 +187,18 @@ class Stream:
             flips.extend([bool(key(self.seed, i, 2).integers(2))] * group)
         return np.array(chosen), np.array(flips)
 
+    def digest(self) -> str:
+        """BLAKE2 of the set's description and of 64 of its pictures, spread evenly."""
+        assert self.renders is not None
+        seen = self.data.model_dump_json(exclude={"cache"})
+        digest = hashlib.blake2b(seen.encode(), digest_size=8)
+        for i in np.linspace(0, len(self.renders) - 1, 64).astype(int):
+            digest.update(np.ascontiguousarray(self.renders[i]).tobytes())
+        return digest.hexdigest()
+
     def pixels(self, places: np.ndarray, flips: np.ndarray) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [-1, 1]."""
+        assert self.renders is not None
         order = np.argsort(places)
         pictures = np.empty((len(places), *self.renders.shape[1:]), dtype=np.uint8)
         pictures[order] = self.renders[places[order]]
@@ -71,6 +211,59 @@ class Stream:
             stilllife.mirror(self.scenes[p]) if f else self.scenes[p]
             for p, f in zip(places, flips, strict=True)
         ]
+
+    def captions(
+        self,
+        places: np.ndarray,
+        flips: np.ndarray,
+        rngs: list[np.random.Generator],
+        *,
+        plain: bool = False,
+    ) -> list[str]:
+        """See :class:`Pictures`."""
+        scenes = self.seen_scenes(places, flips)
+        if plain:
+            return [stilllife.plain_caption(scene) for scene in scenes]
+        return [stilllife.caption(scene, rng) for scene, rng in zip(scenes, rngs, strict=True)]
+
+    def nearness(self, places: np.ndarray, flips: np.ndarray, side: int) -> Tensor:
+        """From the renderer, once; its camera is orthographic, so distance and nearness are
+        affine."""
+        if side not in self._near:
+            data, count = self.data, len(self.scenes)
+            name = f"nearness-{data.split}-{data.seed}-{data.size}px-{count}-{side}.npy"
+            self._near[side] = _open_nearness(data.cache / name, self.scenes, data.size, side)
+        near = self._near[side][places].astype(np.float32)
+        near[flips] = near[flips][:, :, ::-1]
+        return torch.from_numpy(near)
+
+    def held_out(self, split: Split, count: int) -> Stream:
+        """The first pictures of a validation set."""
+        total = 2048 if split == "pair" else 4096
+        data = self.data.replace(split=split, seed=VALIDATION_SEEDS[split], count=total)
+        return Stream(data, self.seed, first=count)
+
+
+def _open_nearness(path: Path, scenes: list[Scene], size: int, side: int) -> np.ndarray:
+    if not path.exists():
+        jobs = [(scenes[i : i + 256], size, side) for i in range(0, len(scenes), 256)]
+        if len(jobs) == 1:
+            maps = [_draw_nearness(jobs[0])]
+        else:
+            with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+                maps = pool.map(_draw_nearness, jobs)
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            np.save(file, np.concatenate(maps))
+        part.rename(path)
+    return np.load(path, mmap_mode="r")
+
+
+def _draw_nearness(job: tuple[list[Scene], int, int]) -> np.ndarray:
+    scenes, size, side = job
+    near = torch.from_numpy(-stilllife.render_full(scenes, size, oversample=1).depth)
+    small = F.interpolate(near[:, None], (side, side), mode="bicubic")[:, 0]
+    return small.numpy().astype(np.float16)
 
 
 def to_pixels(pictures: np.ndarray) -> Tensor:
