@@ -47,6 +47,12 @@ PARSED_ONLY = {
     "safelight vary IMAGE…": "needs a model that does not ship",
     "safelight upscale IMAGE": "needs a model that does not ship",
     "safelight models convert SRC DST": "needs a single file",
+    "safelight distill RECIPE": "slow: trains",
+    "safelight data filter TABLES -o LIST": "needs tables",
+    "safelight data check PATH": "needs a data set",
+    "safelight data dedup PATH": "needs a data set",
+    "safelight data index PATH -o INDEX": "needs a data set",
+    "safelight data search INDEX": "needs an index",
     "safelight verify outputs/00001-7.png --trust authority.pem": "needs an authority",
 }
 """Line (what is in brackets left out) -> why it is not run."""

@@ -175,7 +175,7 @@ def read_folder(
     for name in _NOISING:
         if name in raw:
             file = places[name] / "scheduler_config.json"
-            noising, _ = schedulers.schedule_spec(raw[name], file, pipeline_fixes=True)
+            noising, _ = schedulers.schedule_spec(raw[name], file, pipeline_fixes=False)
     tokenizer = places.get("tokenizer")
     if tokenizer is not None and not tokenizer.is_dir():
         tokenizer = None
