@@ -42,8 +42,6 @@ log = logging.getLogger(__name__)
 FAMILY = Path(__file__).parent / "family"
 """The shipped models."""
 
-ALIASES = {"tiny": "tiny-v"}
-"""``tiny`` is the best text-to-image member there is: today the v-prediction one."""
 
 DTYPES = {
     "float32": torch.float32,
@@ -204,7 +202,7 @@ class Model:
         place = pick_device(device)
         pick_dtype(dtype, place, tiny=True)  # a wrong one must fail before anything is read
         told = (EMULATED,) if is_emulated(dtype, place) else ()
-        family = FAMILY / ALIASES.get(str(name), str(name)) / "model.json"
+        family = FAMILY / str(name) / "model.json"
         if family.is_file():
             if prior is not None:
                 raise InvalidRequest("prior", f"{name} has no use for one.", "unclip-l has.")
@@ -248,7 +246,7 @@ def load_tokenizer(name: str | Path = "tiny", *, local_only: bool | None = None)
     Raises:
         ModelNotFound, WeightsError: as :meth:`Model.load`; a single file has none to give.
     """
-    family = FAMILY / ALIASES.get(str(name), str(name)) / "model.json"
+    family = FAMILY / str(name) / "model.json"
     if family.is_file():
         record = json.loads(family.read_text())
         return Tokenizer.from_folder(FAMILY / record["files"]["tokenizer"]["path"])

@@ -120,9 +120,15 @@ TINY_TEXT = TextSpec(
 TINY_VISION = VisionSpec(
     image_size=64, patch_size=8, width=128, layers=4, heads=4, mlp_width=512, projection_width=128
 )
-TINY_VAE = VAESpec(channels=(16, 32, 64, 128), layers_per_block=1, sample_size=64, norm_groups=8)
+TINY_VAE = VAESpec(
+    channels=(16, 32, 64, 128),
+    layers_per_block=1,
+    scaling_factor=0.6569,
+    sample_size=128,
+    norm_groups=8,
+)
 TINY_UNET = UNetSpec(
-    sample_size=8,
+    sample_size=16,
     channels=(64, 128),
     attention=(True, True),
     heads=(2, 4),
@@ -137,7 +143,8 @@ TINY = ModelSpec(
     vae=TINY_VAE,
     text=TINY_TEXT,
     vision=TINY_VISION,
-    schedule=ScheduleSpec(prediction_type="v", sampler="dpm++2m"),
+    schedule=ScheduleSpec(sampler="dpm++2m"),
     steps=25,
     guidance_scale=3.0,
 )
+TINY_V = TINY.replace(name="tiny-v", schedule=TINY.schedule.replace(prediction_type="v"))

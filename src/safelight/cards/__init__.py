@@ -128,12 +128,8 @@ def shipped(name: str) -> str | None:
     """The card that came with one of the shipped models' training, as Markdown, or None."""
     if not name.isidentifier() and not name.replace("-", "").isidentifier():
         return None
-    family = FOLDER.parent / "family"
-    for each in (name, f"{name}-v"):  # "tiny" is tiny-v today
-        file = family / each / "README.md"
-        if file.is_file():
-            return file.read_text(encoding="utf-8")
-    return None
+    file = FOLDER.parent / "family" / name / "README.md"
+    return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 def find(spec: ModelSpec) -> Card | None:
