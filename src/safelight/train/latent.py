@@ -190,8 +190,8 @@ class LatentDiffusionObjective:
         t = stratified_timesteps(start, count, steps, seed, power)
         scale = torch.tensor([r.random() for r in draw.extra], dtype=torch.float32)
         place = self.device
-        moved = (part.to(place) for part in (latents, noise, t))
-        return Batch(*moved, told.to(place), seen.to(place), scale.to(place))
+        latents, noise, t = (part.to(place) for part in (latents, noise, t))
+        return Batch(latents, noise, t, told.to(place), seen.to(place), scale.to(place))
 
     def _latents(self, draw: Draw) -> Tensor:
         if self.latents is None:

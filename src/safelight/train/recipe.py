@@ -363,6 +363,8 @@ def _merged(fields: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[str, An
     merged = dict(fields)
     for key, value in stage.items():
         old = merged.get(key)
-        both = isinstance(value, Mapping) and isinstance(old, Mapping)
-        merged[key] = _merged(old, value) if both else value
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            merged[key] = _merged(old, value)
+        else:
+            merged[key] = value
     return merged
