@@ -303,10 +303,10 @@ def test_ctrl_c_returns_what_is_finished(monkeypatch: pytest.MonkeyPatch) -> Non
     generator = Generator(toy_model(), micro_batch=1)
     turn = generator._turn
 
-    def interrupted(group: Any, *rest: Any) -> Any:
+    def interrupted(engine: Any, group: Any, *rest: Any) -> Any:
         if group.jobs[0].index == 1:
             raise KeyboardInterrupt
-        yield from turn(group, *rest)
+        yield from turn(engine, group, *rest)
 
     monkeypatch.setattr(generator, "_turn", interrupted)
     with pytest.raises(KeyboardInterrupt):  # at every look: the second one means it
@@ -314,14 +314,31 @@ def test_ctrl_c_returns_what_is_finished(monkeypatch: pytest.MonkeyPatch) -> Non
 
     times = iter([True])
 
-    def once(group: Any, *rest: Any) -> Any:
+    def once(engine: Any, group: Any, *rest: Any) -> Any:
         if group.jobs[0].index == 1 and next(times, False):
             raise KeyboardInterrupt
-        yield from turn(group, *rest)
+        yield from turn(engine, group, *rest)
 
     monkeypatch.setattr(generator, "_turn", once)
     results = generator.generate(CUBE, seed=1, count=3, steps=50)
     assert [r.outcome for r in results] == ["ok", "cancelled", "cancelled"]
+
+
+def test_ctrl_c_inside_a_network_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = Generator(toy_model(), micro_batch=1)
+    call = generator.engine._call
+
+    def interrupted(rows: Any) -> Any:
+        if generator.engine.calls == 4:
+            generator.engine.calls += 1
+            raise KeyboardInterrupt
+        return call(rows)
+
+    monkeypatch.setattr(generator.engine, "_call", interrupted)
+    results = generator.generate(CUBE, seed=1, count=3, steps=3, sampler="euler")
+    assert [r.outcome for r in results] == ["ok", "cancelled", "cancelled"]
+    again = generator.generate(CUBE, seed=1, steps=3, sampler="euler")
+    assert again[0].outcome == "ok" and again[0].image == results[0].image
 
 
 def test_closing_the_stream_cancels(toy: Generator) -> None:

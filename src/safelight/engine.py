@@ -4,15 +4,21 @@ The only loop that denoises. Every live picture is a solver generator that has a
 a tick groups the questions by shape, answers each group with one network call, combines each
 picture's branches, and sends every solver its answer. Different prompts, seeds, step counts,
 guidance scales and solvers share calls; a new picture joins at the next tick.
+
+The engine has no thread of its own: whoever waits for a picture makes the ticks, for everyone's
+pictures. A second thread that computes costs more than the hop: PyTorch's OpenMP keeps a team of
+workers for each, and once teams outnumber the cores they sleep between operations instead of
+spinning, which doubled the time of a small network's step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -29,6 +35,8 @@ if TYPE_CHECKING:
     from safelight.model import Model
 
 log = logging.getLogger(__name__)
+
+_PATIENCE = 0.02  # seconds between looks at whether the thread that made the ticks has left
 
 
 class NonFinite(SafelightError):
@@ -57,7 +65,7 @@ class Picture:
     rescale: float = 0.0
     """Guidance rescale, towards the spread of branch 1."""
     on_step: Callable[[Progress], None] | None = None
-    """Called on the engine's thread after every step; must be quick."""
+    """Called after every step, on whatever thread made it; must be quick."""
     alone: bool = False
     """Never share a network call with another picture (deterministic mode)."""
     model: Model | None = None
@@ -68,6 +76,7 @@ class Picture:
     _latents: Tensor | None = field(default=None, init=False)
     _error: BaseException | None = field(default=None, init=False)
     _done: threading.Event = field(default_factory=threading.Event, init=False)
+    _engine: Engine | None = field(default=None, init=False)
 
     def cancel(self) -> None:
         """Stop before the next network call. Safe from any thread, any number of times."""
@@ -79,8 +88,19 @@ class Picture:
         return self._done.is_set()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Block until done or until ``timeout`` seconds have passed; says which."""
-        return self._done.wait(timeout)
+        """Work on it, or wait for the thread that does, until done; says whether it is.
+
+        Args:
+            timeout: seconds after which no further tick is begun.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        while not self.done:
+            left = _PATIENCE if end is None else min(_PATIENCE, end - time.monotonic())
+            if left <= 0:
+                return False
+            if self._engine is None or not self._engine.advance():
+                self._done.wait(left)
+        return True
 
     def result(self) -> Tensor:
         """The final latents ``(1, C, h, w)``.
@@ -89,7 +109,7 @@ class Picture:
             Cancelled: :meth:`cancel` came first.
             NonFinite: the network's answer was not a number.
         """
-        self._done.wait()
+        self.wait()
         if self._error is not None:
             raise self._error
         assert self._latents is not None
@@ -120,67 +140,81 @@ class Engine:
 
     def __init__(self, model: Model, *, max_rows: int = 32) -> None:
         self.model, self.max_rows = model, max_rows
-        self._lock = threading.Lock()
+        self._lock, self._baton = threading.Lock(), threading.Lock()
         self._waiting: list[Picture] = []
-        self._running = False
+        self._live: list[Picture] = []
+        """Whose, together with the ticks, the baton's holder is."""
         self.ticks, self.calls = 0, 0
         """Ticks and network calls so far, for tests and metrics."""
 
     def submit(self, pictures: Sequence[Picture]) -> None:
-        """Add pictures; they join at the next tick. Their handles tell the rest."""
+        """Add pictures; they join at the next tick, which whoever waits for one makes."""
+        for picture in pictures:
+            picture._engine = self
         with self._lock:
             self._waiting.extend(pictures)
-            if not self._running:
-                self._running = True
-                threading.Thread(target=self._run, name="safelight-engine", daemon=True).start()
 
     def run(self, pictures: Sequence[Picture]) -> None:
-        """Submit and wait for all. An interrupt cancels them, waits, and is raised again."""
+        """Submit and work until all are done. An interrupt cancels them, and is raised again."""
         self.submit(pictures)
         try:
             for picture in pictures:
-                # A wait without a timeout would not let Ctrl-C through on every platform.
-                while not picture.wait(0.1):
-                    pass
-        except BaseException:
-            for picture in pictures:
-                picture.cancel()
-            for picture in pictures:
                 picture.wait()
+        except BaseException:
+            self.abandon(pictures)
             raise
 
-    # -- the engine's thread -----------------------------------------------------------------
+    def advance(self) -> bool:
+        """Make one tick, on this thread, for all live pictures.
 
-    def _run(self) -> None:
-        live: list[Picture] = []
+        Returns:
+            False where there was nothing to do, or another thread is at it.
+        """
+        if not self._baton.acquire(blocking=False):
+            return False
         try:
-            while True:
-                with self._lock:
-                    arrived, self._waiting = self._waiting, []
-                    if not arrived and not live:
-                        self._running = False
-                        return
-                for picture in arrived:
-                    self._begin(picture)
-                live = [p for p in live + arrived if not p.done]
+            live = self._joined()
+            if live:
                 self._tick(live)
-                live = [p for p in live if not p.done]
-        except BaseException as error:
+            return bool(live)
+        except Exception as error:
             log.exception("the engine stopped")
-            with self._lock:
-                self._running = False
-                stranded, self._waiting = live + self._waiting, []
-            for picture in stranded:
+            for picture in self._live:
                 if not picture.done:
                     picture._end(error=error)
+            return True
+        finally:
+            self._live = [p for p in self._live if not p.done]
+            self._baton.release()
+
+    def abandon(self, pictures: Sequence[Picture]) -> None:
+        """Cancel, and forget at once unless a thread is at work, which then does it."""
+        for picture in pictures:
+            picture.cancel()
+        if self._baton.acquire(blocking=False):
+            try:
+                self._joined()
+            finally:
+                self._live = [p for p in self._live if not p.done]
+                self._baton.release()
+
+    # -- with the baton ------------------------------------------------------------------------
+
+    def _joined(self) -> list[Picture]:
+        """The live pictures that have asked something, with those that have just arrived."""
+        with self._lock:
+            self._live += self._waiting
+            self._waiting = []
+        for picture in self._live:
+            if picture._cancelled and not picture.done:
+                picture._end(error=Cancelled("cancelled"))
+            elif picture._ask is None and not picture.done:
+                self._begin(picture)
+        return [p for p in self._live if not p.done]
 
     def _begin(self, picture: Picture) -> None:
-        try:
+        with _solving(picture):
             picture._ask = next(picture.solver)
-        except StopIteration as stop:
-            picture._end(latents=stop.value)
-        except Exception as error:
-            picture._end(error=error)
 
     @torch.inference_mode()
     def _tick(self, live: list[Picture]) -> None:
@@ -188,9 +222,6 @@ class Engine:
         groups: defaultdict[object, list[_Row]] = defaultdict(list)
         weights: dict[int, list[float]] = {}
         for picture in live:
-            if picture._cancelled:
-                picture._end(error=Cancelled("cancelled"))
-                continue
             ask = picture._ask
             assert ask is not None
             step = guidance.Step(ask.index, ask.total, ask.timestep, ask.sigma)
@@ -230,7 +261,7 @@ class Engine:
     def _answer(self, picture: Picture, predictions: list[Tensor], weights: list[float]) -> None:
         ask = picture._ask
         assert ask is not None
-        try:
+        with _solving(picture):
             guided = guidance.combine(predictions, weights)
             if picture.rescale and len(predictions) > 1:
                 guided = guidance.rescaled(guided, predictions[-1], picture.rescale)
@@ -241,17 +272,17 @@ class Engine:
                     Progress(ask.index, ask.total, ask.sigma, lambda: ask.denoised(guided))
                 )
             picture._ask = picture.solver.send(guided)
-        except StopIteration as stop:
-            picture._end(latents=stop.value)
-        except Exception as error:
-            picture._end(error=error)
 
 
-def wait_until(condition: Callable[[], bool], timeout: float = 10.0) -> bool:
-    """Poll ``condition``; says whether it came true in time. For doors and tests."""
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.005)
-    return condition()
+@contextlib.contextmanager
+def _solving(picture: Picture) -> Iterator[None]:
+    """The solver's end, or its failure, is the picture's."""
+    try:
+        yield
+    except StopIteration as stop:
+        picture._end(latents=stop.value)
+    except Exception as error:
+        picture._end(error=error)
+    except BaseException:  # an interrupt: this solver cannot go on, everything else can
+        picture._end(error=Cancelled("interrupted"))
+        raise

@@ -277,55 +277,56 @@ class Generator:
         waiting = dict.fromkeys(group.jobs)
         self._enter(group)
         try:
-            submitted = False
+            engine: Engine | None = None
             while waiting:
                 try:
-                    if cancel.is_set and not submitted:
+                    if cancel.is_set and engine is None:
                         for job in list(waiting):
                             del waiting[job]
                             yield self._result(job, group, Outcome.cancelled, "cancelled")
                         continue
-                    if not submitted:
+                    if engine is None:
                         try:
-                            self._submit(group, answers)
+                            engine = self._submit(group, answers)
                         except Exception as error:
                             yield from self._starve(group, waiting, error)
                             continue
-                        submitted = True
-                    yield from self._turn(group, waiting, answers, clock, cancel)
+                    yield from self._turn(engine, group, waiting, answers, clock, cancel)
                 except KeyboardInterrupt:
                     if cancel.is_set:  # the second one means it
                         raise
                     cancel.set()
         finally:
-            for job in group.jobs:
-                if job.picture is not None:
-                    job.picture.cancel()
+            if engine is not None:
+                engine.abandon([job.picture for job in group.jobs if job.picture is not None])
             self._leave(group)
 
-    def _submit(self, group: _Group, answers: Answers) -> None:
+    def _submit(self, group: _Group, answers: Answers) -> Engine:
         cheaper = any(job.cheaper for job in group.jobs)
         engine = Engine(self.model, max_rows=1) if cheaper else self.engine
         for job in group.jobs:
             job.picture = self._picture(job, answers)
         engine.submit([job.picture for job in group.jobs if job.picture is not None])
+        return engine
 
     def _turn(
         self,
+        engine: Engine,
         group: _Group,
         waiting: dict[_Job, None],
         answers: Answers,
         clock: Clock,
         cancel: Cancel,
     ) -> Iterator[Event]:
-        """Pass on one answer, and whatever has been finished."""
+        """Work on, and pass on what was answered and finished."""
         if cancel.is_set:
             for job in waiting:
                 if job.picture is not None:
                     job.picture.cancel()
+        worked = engine.advance()
         # Looked up first: whatever a finished picture had to tell is in the queue by then.
         finished = [j for j in waiting if j.picture is not None and j.picture.done]
-        for job, answered in _heard(answers, wait=not finished):
+        for job, answered in _heard(answers, wait=not worked and not finished):
             progress = clock.tick(answered, job.index)
             if not cancel.is_set:
                 yield progress
@@ -473,10 +474,10 @@ def _at_once() -> Solver:
 
 
 def _heard(answers: Answers, *, wait: bool) -> Iterator[tuple[_Job, Answered]]:
-    """One answer, if it comes within a moment; or all that are there."""
+    """All answers that are there, after waiting a moment for the first."""
     try:
         yield answers.get(block=wait, timeout=_POLL)
-        while not wait:
+        while True:
             yield answers.get_nowait()
     except queue.Empty:
         return
