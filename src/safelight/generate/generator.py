@@ -484,11 +484,11 @@ def _heard(answers: Answers, *, wait: bool) -> Iterator[tuple[_Job, Answered]]:
 
 
 def _micro_batch(model: Model, requests: Sequence[GenerateRequest]) -> int:
-    """How many pictures share a call: many small ones, on a CPU one of 512 pixels a side, so that
-    the first picture is there early."""
+    """How many pictures share a call: eight of 128 pixels a side on a CPU, where more gain nothing,
+    and one of 512, so that the first picture is there early."""
     side = model.spec.vae.factor
     cells = max((r.width or 0) * (r.height or 0) for r in requests) // side**2
-    budget = 4096 if model.device.type == "cpu" else 65536
+    budget = 2048 if model.device.type == "cpu" else 65536
     return max(1, min(16, budget // max(1, cells)))
 
 

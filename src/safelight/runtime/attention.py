@@ -32,8 +32,12 @@ class Read(NamedTuple):
 
 _FOLD = 2**17
 """Most elements of one folded matrix: below, saved calls outweigh what it costs to read."""
-_BLOCK = 512
-"""Rows of the feed-forward at a time: its four times wider activations then stay in cache."""
+_TINY = 1e-30
+"""Least share of a token: far below float32's last bit of the largest, far above the denormal
+numbers that processors multiply a hundred times slower."""
+_INNER = 2**19
+"""Most elements of a feed-forward's widest activation at a time: they stay in cache, and the
+allocator hands the same memory out again instead of asking the system for new pages."""
 
 
 class SelfAttention:
@@ -108,7 +112,8 @@ class CrossAttention:
         n, length, width = normed.shape
         if first.ndim == 3:
             scores = torch.bmm(normed, first).view(n, length, self._heads, -1)
-            return torch.baddbmm(x, scores.softmax(-1).view(n, length, -1), second)
+            shares = scores.softmax(-1).clamp_(min=_TINY).view(n, length, -1)
+            return torch.baddbmm(x, shares, second)
         query = F.linear(normed, self._part.to_q.weight)
         query = query.view(n, length, self._heads, -1).transpose(1, 2)
         out = F.scaled_dot_product_attention(query, first, second)
@@ -138,10 +143,12 @@ class GatedForward:
     def __call__(self, x: Tensor, normed: Tensor) -> Tensor:
         """``x`` plus the feed-forward of ``normed``."""
         rows, rest = (t.reshape(-1, t.shape[-1]) for t in (normed, x))
-        if self._packed:
-            return self._by_onednn(rows, rest).view(x.shape)
-        parts = zip(rows.split(_BLOCK), rest.split(_BLOCK), strict=True)
-        return torch.cat([self._by_blas(*part) for part in parts]).view(x.shape)
+        size = max(512, _INNER // len(self._gate_bias))
+        run = self._by_onednn if self._packed else self._by_blas
+        if len(rows) <= size:
+            return run(rows, rest).view(x.shape)
+        parts = zip(rows.split(size), rest.split(size), strict=True)
+        return torch.cat([run(*part) for part in parts]).view(x.shape)
 
     def _by_onednn(self, rows: Tensor, rest: Tensor) -> Tensor:
         gate = packed_linear_gelu(rows, self._gate, self._gate_bias)
