@@ -9,20 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    DDPMScheduler,
-    PriorTransformer,
-    StableDiffusionImageVariationPipeline,
-    StableDiffusionUpscalePipeline,
-    StableUnCLIPImg2ImgPipeline,
-    StableUnCLIPPipeline,
-)
-from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import (
-    StableUnCLIPImageNormalizer,
-)
 from PIL import Image
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextModelWithProjection
+from transformers import CLIPConfig, CLIPModel
 
+from reference_pipelines import (
+    CLIP,
+    WIDTH,
+    prior_noises,
+    prior_pipeline,
+    unclip_pipeline,
+    upscale_pipeline,
+    variations_pipeline,
+)
 from safelight.conditioning import image as images
 from safelight.errors import InvalidRequest, WeightsError
 from safelight.model import Model
@@ -35,36 +33,17 @@ from systems_micro import (
     latents_of,
     loaded,
     make_text,
-    make_tokenizer,
     make_unet,
-    make_vae,
-    make_vision,
     photo,
-    schedulers,
 )
 
 PROMPT = "abc on top of xyz"
 SHAPE = (1, 4, 16, 8)
 PHOTO = photo(40, 24)
-WIDTH = 12  # of picture embeddings
-CLIP = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
 SIZE = {"width": 16, "height": 32}
-NOISING = {"beta_schedule": "squaredcos_cap_v2"}
 
 
 # -- image variations ------------------------------------------------------------------------------
-
-
-def variations_pipeline(sampler: str) -> StableDiffusionImageVariationPipeline:
-    return StableDiffusionImageVariationPipeline(
-        unet=make_unet(),
-        vae=make_vae(),
-        image_encoder=make_vision(),
-        scheduler=schedulers()[sampler],
-        safety_checker=None,
-        feature_extractor=CLIP,
-        requires_safety_checker=False,
-    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 5.0])
@@ -128,30 +107,6 @@ def test_clip_sees_what_the_published_processor_makes(size: tuple[int, int]) -> 
 # -- unCLIP ----------------------------------------------------------------------------------------
 
 
-def unclip_parts(sampler: str) -> dict[str, Any]:
-    torch.manual_seed(5)
-    normalizer = StableUnCLIPImageNormalizer(WIDTH)
-    normalizer.mean.data.normal_()
-    normalizer.std.data.uniform_(0.5, 2)
-    return {
-        "image_normalizer": normalizer,
-        "image_noising_scheduler": DDPMScheduler(**NOISING),
-        "tokenizer": make_tokenizer(),
-        "text_encoder": make_text(),
-        "unet": make_unet(
-            class_embed_type="projection", projection_class_embeddings_input_dim=2 * WIDTH
-        ),
-        "scheduler": schedulers(prediction_type="v_prediction")[sampler],
-        "vae": make_vae(),
-    }
-
-
-def unclip_pipeline(sampler: str) -> StableUnCLIPImg2ImgPipeline:
-    return StableUnCLIPImg2ImgPipeline(
-        **unclip_parts(sampler), feature_extractor=CLIP, image_encoder=make_vision()
-    )
-
-
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_unclip_is_the_references(
@@ -199,40 +154,6 @@ def test_pictures_are_mixed_by_their_weights(tmp_path: Path) -> None:
 # -- the prior -------------------------------------------------------------------------------------
 
 
-def prior_text() -> CLIPTextModelWithProjection:
-    config = make_text().config
-    config.projection_dim = WIDTH
-    torch.manual_seed(6)
-    return CLIPTextModelWithProjection(config).eval()
-
-
-def prior_pipeline(sampler: str) -> StableUnCLIPPipeline:
-    torch.manual_seed(7)
-    prior = PriorTransformer(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_layers=2,
-        embedding_dim=WIDTH,
-        num_embeddings=16,
-        additional_embeddings=4,
-    )
-    for name in ("positional_embedding", "prd_embedding", "clip_mean"):
-        getattr(prior, name).data.normal_()
-    prior.clip_std.data.uniform_(0.5, 2)
-    return StableUnCLIPPipeline(
-        **unclip_parts(sampler),
-        prior_tokenizer=make_tokenizer(),
-        prior_text_encoder=prior_text(),
-        prior=prior.eval(),
-        prior_scheduler=DDPMScheduler(
-            variance_type="fixed_small_log",
-            prediction_type="sample",
-            clip_sample_range=5.0,
-            **NOISING,
-        ),
-    )
-
-
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 @pytest.mark.parametrize("sampler", ["ddim", "pndm", "euler"])
 def test_the_prior_chain_is_the_references(
@@ -271,20 +192,6 @@ def test_the_prior_chain_is_the_references(
     close(ours, theirs)
 
 
-def prior_noises(model: Model, seed: int, steps: int) -> list[torch.Tensor]:
-    """What our prior draws, in the order of its steps."""
-    from safelight.diffusion import grid, noise
-
-    assert model.prior is not None
-    plan = grid.timesteps(model.prior.schedule, steps, sampler="ddpm")
-    source = noise.step_noise(seed, (1, WIDTH), name="prior-step")
-    found = []
-    for t, sigma, target in zip(plan.timesteps, plan.sigmas, plan.targets, strict=True):
-        if t > 0:
-            found.append(source(sigma, target))
-    return found
-
-
 def test_a_prior_of_karlos_layout_goes_in_front(tmp_path: Path) -> None:
     whole = loaded(prior_pipeline("ddim"), tmp_path / "whole")
     karlo = tmp_path / "karlo"
@@ -318,24 +225,6 @@ def test_a_prior_of_karlos_layout_goes_in_front(tmp_path: Path) -> None:
 
 
 # -- x4 --------------------------------------------------------------------------------------------
-
-
-def upscale_pipeline(sampler: str) -> StableDiffusionUpscalePipeline:
-    wide = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
-    return StableDiffusionUpscalePipeline(
-        vae=make_vae(
-            block_out_channels=(8, 8, 16),
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            scaling_factor=0.08333,
-        ),
-        text_encoder=make_text(),
-        tokenizer=make_tokenizer(),
-        unet=make_unet(in_channels=7, num_class_embeds=1000, only_cross_attention=(True, False)),
-        low_res_scheduler=DDPMScheduler(**wide),
-        scheduler=schedulers(prediction_type="v_prediction", **wide)[sampler],
-        max_noise_level=350,
-    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 5.0])
