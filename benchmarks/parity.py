@@ -1,10 +1,11 @@
 """Parity at full published size: ``python -m benchmarks.parity [--models ...] [--parts ...]``.
 
-Builds each network of Stable Diffusion 1.5, 2.1-unCLIP (h) and small Stable Diffusion in both
-libraries at its published size, on one copy of random weights scaled so that no layer is hidden
-(:mod:`benchmarks.parity_nets`), one network in memory at a time. Checks the number of parameters
-and tensors, every layer's output relative to its own standard deviation, the ends absolutely, and
-that planted faults are found. Networks that several systems share are run once.
+Builds each network of Stable Diffusion 1.5, 2.1-unCLIP (h) and small Stable Diffusion, or of other
+systems of the family, in both libraries at its published size, on one copy of random weights
+scaled so that no layer is hidden (:mod:`benchmarks.parity_nets`), one network in memory at a time.
+Checks the number of parameters and tensors, every layer's output relative to its own standard
+deviation, the ends absolutely, and that planted faults are found. Networks that several systems
+share are run once.
 
 Prints a table, writes it with every layer's numbers to ``benchmarks/results/``, and ends with
 status 1 if anything differs. Needs about 5 GB of memory.
@@ -32,13 +33,15 @@ import transformers
 
 from benchmarks.parity_cases import text_case, unet_case, vae_cases, vision_case
 from benchmarks.parity_nets import Case, Row, compare, record
+from benchmarks.parity_prior import prior_cases
 from safelight import __version__, presets
-from safelight.spec import ModelSpec, Record, TextSpec, UNetSpec, VAESpec, VisionSpec
+from safelight.spec import ModelSpec, PriorSpec, Record, TextSpec, UNetSpec, VAESpec, VisionSpec
 
 TAP_LIMIT = 1e-4
 """Largest difference at any layer, over the standard deviation of its output."""
 END_LIMIT = 1e-4
 """Largest absolute difference of what a network puts out, which has about unit scale."""
+PARTS = ("unet", "vae", "text", "vision", "prior")
 RESULTS = Path(__file__).parent / "results"
 
 # The checker of v1, and image variations, look at pictures with CLIP-L.
@@ -47,6 +50,12 @@ SYSTEMS: dict[str, ModelSpec] = {
     "sd15": presets.SD_V1.replace(vision=V1_VISION),
     "unclip-h": presets.UNCLIP_H,
     "small": presets.SD_SMALL.replace(vision=V1_VISION),
+    "v2": presets.SD_V2_BASE,
+    "variations": presets.IMAGE_VARIATIONS,
+    "unclip-l": presets.UNCLIP_L_PRIOR,
+    "depth": presets.SD_V2_DEPTH,
+    "inpaint": presets.SD_V2_INPAINT,
+    "x4": presets.X4_UPSCALER,
     # Seconds instead of minutes, to try the command.
     "micro": presets.TINY.replace(
         unet=UNetSpec(
@@ -55,6 +64,16 @@ SYSTEMS: dict[str, ModelSpec] = {
         vae=VAESpec(channels=(16, 32, 32, 32), norm_groups=8, layers_per_block=1),
         text=presets.TINY_TEXT.replace(width=32, layers=2, context_length=12),
         vision=presets.TINY_VISION.replace(width=32, layers=2),
+        prior=PriorSpec(
+            heads=4,
+            head_width=8,
+            layers=3,
+            embedding_width=24,
+            text_tokens=9,
+            text=presets.TINY_TEXT.replace(
+                width=32, layers=2, context_length=9, projection_width=24
+            ),
+        ),
     ),
 }
 
@@ -112,15 +131,28 @@ class Found:
         return [f"{'+'.join(self.systems)} {self.part}: {line}" for line in lines]
 
 
-def networks(models: Iterable[str], parts: Iterable[str]) -> dict[tuple[str, Record], list[str]]:
-    """(part, spec) to the systems that have it; specs that differ in nothing built are one."""
-    found: dict[tuple[str, Record], list[str]] = {}
+def built(spec: Record) -> Record:
+    """A network's spec without what changes nothing in its layers in float32."""
+    if isinstance(spec, UNetSpec):
+        return spec.replace(sample_size=0, upcast_attention=False)
+    if isinstance(spec, VAESpec):
+        return spec.replace(sample_size=0, force_float32=False)
+    return spec
+
+
+def networks(models: Iterable[str], parts: Iterable[str]) -> list[tuple[str, Record, list[str]]]:
+    """(part, spec, the systems that have it); specs that differ in nothing built are one."""
+    found: list[tuple[str, Record, list[str]]] = []
     for part in parts:
         for model in models:
             spec = getattr(SYSTEMS[model], part)
-            if isinstance(spec, UNetSpec | VAESpec):
-                spec = spec.replace(sample_size=0)  # a hint for pipelines, not a size of weights
-            found.setdefault((part, spec), []).append(model)
+            if spec is None:
+                continue
+            same = [names for p, s, names in found if (p, s) == (part, built(spec))]
+            if same:
+                same[0].append(model)
+            else:
+                found.append((part, built(spec), [model]))
     return found
 
 
@@ -135,6 +167,8 @@ def cases(part: str, spec: Record, side: int) -> Iterator[Case]:
             yield text_case(spec)
         case VisionSpec():
             yield vision_case(spec)
+        case PriorSpec():
+            yield from prior_cases(spec)
         case _:
             raise TypeError(f"no case for {part}")
 
@@ -261,7 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m benchmarks.parity", description=(__doc__ or "").split("\n\n")[1]
     )
     parser.add_argument("--models", default="sd15,unclip-h,small", help="of " + ", ".join(SYSTEMS))
-    parser.add_argument("--parts", default="unet,vae,text,vision")
+    parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--side", type=int, default=16, help="side of the latents (default 16)")
     parser.add_argument("--no-faults", action="store_true", help="do not plant faults")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the report")
@@ -269,7 +303,7 @@ def main(arguments: list[str] | None = None) -> int:
     models, parts = given.models.split(","), given.parts.split(",")
     for name, known, kind in (
         *((m, SYSTEMS, "model") for m in models),
-        *((p, ("unet", "vae", "text", "vision"), "part") for p in parts),
+        *((p, PARTS, "part") for p in parts),
     ):
         if name not in known:
             parser.error(f"no {kind} {name}; there are {', '.join(known)}")
@@ -279,14 +313,13 @@ def main(arguments: list[str] | None = None) -> int:
     todo = networks(models, parts)
     print(f"| {COLUMNS} |", flush=True)
     while todo:
-        part, spec = next(iter(todo))
-        systems = todo.pop((part, spec))
+        part, spec, systems = todo.pop(0)
         for found in check(systems, part, spec, side=given.side, faults=not given.no_faults):
             results.append(found)
             print(line(found), flush=True)
         gc.collect()
         # After every network, so that an interrupted run leaves what it found.
-        missing = [f"{'+'.join(names)} {kind}" for (kind, _), names in todo.items()]
+        missing = [f"{'+'.join(names)} {kind}" for kind, _, names in todo]
         path = write(results, given.out, side=given.side, missing=missing)
     problems = [problem for found in results for problem in found.problems()]
     print(*problems, f"written to {path}", sep="\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +22,15 @@ from diffusers import (
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import (
     StableUnCLIPImageNormalizer,
 )
-from transformers import CLIPImageProcessorPil, CLIPTextModelWithProjection
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTextModelWithProjection,
+    DPTConfig,
+    DPTForDepthEstimation,
+    DPTImageProcessorPil,
+)
 
 from safelight.diffusion import grid, noise
 from safelight.model import Model
@@ -39,12 +49,21 @@ NOISING = {"beta_schedule": "squaredcos_cap_v2"}
 UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
-def parts(sampler: str, *, prediction: str = "epsilon", **unet: Any) -> dict[str, Any]:
+def parts(
+    sampler: str, *, prediction: str = "epsilon", v2: bool = False, **unet: Any
+) -> dict[str, Any]:
+    """What every pipeline with a prompt has.
+
+    Args:
+        v2: linear projections, heads by level, and a tower and padding as OpenCLIP's.
+    """
+    if v2:
+        unet = {"use_linear_projection": True, "attention_head_dim": [2, 4], **unet}
     return {
         "unet": make_unet(**unet),
         "vae": make_vae(),
-        "text_encoder": make_text(),
-        "tokenizer": make_tokenizer(),
+        "text_encoder": make_text(hidden_act="gelu") if v2 else make_text(),
+        "tokenizer": make_tokenizer("!") if v2 else make_tokenizer(),
         "scheduler": schedulers(prediction_type=prediction)[sampler],
     }
 
@@ -57,13 +76,42 @@ def img2img_pipeline(sampler: str) -> StableDiffusionImg2ImgPipeline:
     return StableDiffusionImg2ImgPipeline(**parts(sampler), **UNCHECKED)
 
 
-def inpaint_pipeline(sampler: str, channels: int) -> StableDiffusionInpaintPipeline:
-    return StableDiffusionInpaintPipeline(**parts(sampler, in_channels=channels), **UNCHECKED)
+def inpaint_pipeline(
+    sampler: str, channels: int, v2: bool = False
+) -> StableDiffusionInpaintPipeline:
+    made = parts(sampler, in_channels=channels, v2=v2)
+    return StableDiffusionInpaintPipeline(**made, **UNCHECKED)
 
 
-def depth_pipeline(sampler: str, **others: Any) -> StableDiffusionDepth2ImgPipeline:
+def depth_estimator() -> tuple[DPTForDepthEstimation, DPTImageProcessorPil]:
+    """And what prepares pictures for it."""
+    torch.manual_seed(8)
+    estimator = DPTForDepthEstimation(
+        DPTConfig(
+            hidden_size=16,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            intermediate_size=16,
+            image_size=384,
+            patch_size=32,
+            backbone_out_indices=[0, 1, 2, 3],
+            neck_hidden_sizes=[8, 8, 8, 8],
+            reassemble_factors=[4, 2, 1, 0.5],
+            fusion_hidden_size=8,
+        )
+    ).eval()
+    prepare = DPTImageProcessorPil(
+        size={"height": 384, "width": 384}, keep_aspect_ratio=True, ensure_multiple_of=32
+    )
+    return estimator, prepare
+
+
+def depth_pipeline(
+    sampler: str, v2: bool = False, **others: Any
+) -> StableDiffusionDepth2ImgPipeline:
     none = {"depth_estimator": None, "feature_extractor": None}
-    return StableDiffusionDepth2ImgPipeline(**parts(sampler, in_channels=5), **{**none, **others})
+    made = parts(sampler, in_channels=5, v2=v2)
+    return StableDiffusionDepth2ImgPipeline(**made, **{**none, **others})
 
 
 def variations_pipeline(sampler: str) -> StableDiffusionImageVariationPipeline:
@@ -78,27 +126,50 @@ def variations_pipeline(sampler: str) -> StableDiffusionImageVariationPipeline:
     )
 
 
-def unclip_parts(sampler: str) -> dict[str, Any]:
+def as_first_revision(folder: Path, vision: Any) -> None:
+    """Image variations as first published: a whole CLIP where only its eye is used, and another
+    pipeline's name."""
+    clip = CLIPModel(
+        CLIPConfig(
+            vision_config=vision.config.to_dict(),
+            text_config=make_text().config.to_dict(),
+            projection_dim=WIDTH,
+        )
+    )
+    clip.vision_model.load_state_dict(vision.vision_model.state_dict())
+    clip.visual_projection.load_state_dict(vision.visual_projection.state_dict())
+    for file in (folder / "image_encoder").iterdir():
+        file.unlink()
+    clip.save_pretrained(folder / "image_encoder")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["image_encoder"] = ["transformers", "CLIPModel"]
+    index["_class_name"] = "StableDiffusionImageEmbedPipeline"
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def unclip_parts(sampler: str, statistics: bool = True, v2: bool = False) -> dict[str, Any]:
+    """unCLIP's decoder; without statistics, as on OpenCLIP H."""
     torch.manual_seed(5)
     normalizer = StableUnCLIPImageNormalizer(WIDTH)
-    normalizer.mean.data.normal_()
-    normalizer.std.data.uniform_(0.5, 2)
+    if statistics:
+        normalizer.mean.data.normal_()
+        normalizer.std.data.uniform_(0.5, 2)
     return {
         "image_normalizer": normalizer,
         "image_noising_scheduler": DDPMScheduler(**NOISING),
         **parts(
             sampler,
             prediction="v_prediction",
+            v2=v2,
             class_embed_type="projection",
             projection_class_embeddings_input_dim=2 * WIDTH,
         ),
     }
 
 
-def unclip_pipeline(sampler: str) -> StableUnCLIPImg2ImgPipeline:
-    return StableUnCLIPImg2ImgPipeline(
-        **unclip_parts(sampler), feature_extractor=CLIP, image_encoder=make_vision()
-    )
+def unclip_pipeline(sampler: str, **options: Any) -> StableUnCLIPImg2ImgPipeline:
+    made = unclip_parts(sampler, **options)
+    return StableUnCLIPImg2ImgPipeline(**made, feature_extractor=CLIP, image_encoder=make_vision())
 
 
 def prior_text() -> CLIPTextModelWithProjection:
@@ -108,7 +179,7 @@ def prior_text() -> CLIPTextModelWithProjection:
     return CLIPTextModelWithProjection(config).eval()
 
 
-def prior_pipeline(sampler: str, head_width: int = 8) -> StableUnCLIPPipeline:
+def prior_pipeline(sampler: str, head_width: int = 8, **options: Any) -> StableUnCLIPPipeline:
     torch.manual_seed(7)
     prior = PriorTransformer(
         num_attention_heads=2,
@@ -122,7 +193,7 @@ def prior_pipeline(sampler: str, head_width: int = 8) -> StableUnCLIPPipeline:
         getattr(prior, name).data.normal_()
     prior.clip_std.data.uniform_(0.5, 2)
     return StableUnCLIPPipeline(
-        **unclip_parts(sampler),
+        **unclip_parts(sampler, **options),
         prior_tokenizer=make_tokenizer(),
         prior_text_encoder=prior_text(),
         prior=prior.eval(),
@@ -147,19 +218,20 @@ def prior_noises(model: Model, seed: int, steps: int) -> list[torch.Tensor]:
     return found
 
 
-def upscale_pipeline(sampler: str) -> StableDiffusionUpscalePipeline:
+def upscale_pipeline(sampler: str, v2: bool = False) -> StableDiffusionUpscalePipeline:
     wide = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
-    return StableDiffusionUpscalePipeline(
-        vae=make_vae(
+    made = parts(
+        sampler, v2=v2, in_channels=7, num_class_embeds=1000, only_cross_attention=(True, False)
+    )
+    made |= {"scheduler": schedulers(prediction_type="v_prediction", **wide)[sampler]}
+    made |= {
+        "vae": make_vae(
             block_out_channels=(8, 8, 16),
             down_block_types=("DownEncoderBlock2D",) * 3,
             up_block_types=("UpDecoderBlock2D",) * 3,
             scaling_factor=0.08333,
-        ),
-        text_encoder=make_text(),
-        tokenizer=make_tokenizer(),
-        unet=make_unet(in_channels=7, num_class_embeds=1000, only_cross_attention=(True, False)),
-        low_res_scheduler=DDPMScheduler(**wide),
-        scheduler=schedulers(prediction_type="v_prediction", **wide)[sampler],
-        max_noise_level=350,
+        )
+    }
+    return StableDiffusionUpscalePipeline(
+        **made, low_res_scheduler=DDPMScheduler(**wide), max_noise_level=350
     )

@@ -103,8 +103,13 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
     )
 
 
-def close(ours: Tensor, theirs: Any, limit: float = 1e-4) -> None:
+def apart(ours: Tensor, theirs: Any) -> float:
+    """Largest difference, in units of the reference's largest value or of 1."""
     theirs = torch.as_tensor(theirs)
     assert ours.shape == theirs.shape
-    difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1))
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1))
+
+
+def close(ours: Tensor, theirs: Any, limit: float = 1e-4) -> None:
+    difference = apart(ours, theirs)
     assert difference <= limit, difference

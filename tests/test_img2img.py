@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessorPil
 
-from reference_pipelines import depth_pipeline, img2img_pipeline, inpaint_pipeline
+from reference_pipelines import depth_estimator, depth_pipeline, img2img_pipeline, inpaint_pipeline
 from safelight.conditioning import image as images
 from safelight.conditioning import planes
 from safelight.model import Cache
@@ -159,24 +158,7 @@ def test_depth_is_the_references(
 
 
 def test_the_estimator_reads_what_the_references_reads(tmp_path: Path) -> None:
-    torch.manual_seed(8)
-    estimator = DPTForDepthEstimation(
-        DPTConfig(
-            hidden_size=16,
-            num_hidden_layers=4,
-            num_attention_heads=2,
-            intermediate_size=16,
-            image_size=384,
-            patch_size=32,
-            backbone_out_indices=[0, 1, 2, 3],
-            neck_hidden_sizes=[8, 8, 8, 8],
-            reassemble_factors=[4, 2, 1, 0.5],
-            fusion_hidden_size=8,
-        )
-    ).eval()
-    prepare = DPTImageProcessorPil(
-        size={"height": 384, "width": 384}, keep_aspect_ratio=True, ensure_multiple_of=32
-    )
+    estimator, prepare = depth_estimator()
     pipeline = depth_pipeline("ddim", depth_estimator=estimator, feature_extractor=prepare)
     model = loaded(pipeline, tmp_path)
     for size in ((60, 40), (300, 700), (48, 48)):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPConfig, CLIPModel
 
 from reference_pipelines import (
     CLIP,
     WIDTH,
+    as_first_revision,
     prior_noises,
     prior_pipeline,
     unclip_pipeline,
@@ -32,7 +32,6 @@ from systems_micro import (
     first_noise,
     latents_of,
     loaded,
-    make_text,
     make_unet,
     photo,
 )
@@ -72,23 +71,7 @@ def test_variations_are_the_references(
 def test_the_first_revision_holds_a_whole_clip(tmp_path: Path) -> None:
     pipeline = variations_pipeline("pndm")
     model = loaded(pipeline, tmp_path)
-    vision = pipeline.image_encoder
-    clip = CLIPModel(
-        CLIPConfig(
-            vision_config=vision.config.to_dict(),
-            text_config=make_text().config.to_dict(),
-            projection_dim=WIDTH,
-        )
-    )
-    clip.vision_model.load_state_dict(vision.vision_model.state_dict())
-    clip.visual_projection.load_state_dict(vision.visual_projection.state_dict())
-    for file in (tmp_path / "image_encoder").iterdir():
-        file.unlink()
-    clip.save_pretrained(tmp_path / "image_encoder")
-    index = json.loads((tmp_path / "model_index.json").read_text())
-    index["image_encoder"] = ["transformers", "CLIPModel"]
-    index["_class_name"] = "StableDiffusionImageEmbedPipeline"
-    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    as_first_revision(tmp_path, pipeline.image_encoder)
     first = Model.load(tmp_path, device="cpu")
     given: dict[str, Any] = {"image": PHOTO, "steps": 3, "seed": 3, **SIZE}
     assert torch.equal(latents_of(first, **given), latents_of(model, **given))

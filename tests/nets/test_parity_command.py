@@ -17,12 +17,14 @@ from safelight.nets.vae import VAE
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert parity.main(["--models", "micro", "--side", "4", "--out", str(tmp_path)]) == 0
     table = capsys.readouterr().out
-    assert [row.split(" | ")[1] for row in table.splitlines()[1:6]] == [
+    assert [row.split(" | ")[1] for row in table.splitlines()[1:8]] == [
         "unet",
         "vae encode",
         "vae decode",
         "text",
         "vision",
+        "prior",
+        "prior text",
     ]
     report = next(tmp_path.glob("parity-*.md")).read_text()
     assert "Everything agrees." in report
@@ -58,4 +60,4 @@ def test_parameter_counts_are_the_published_ones() -> None:
 
 def test_shared_networks_run_once() -> None:
     found = parity.networks(["sd15", "unclip-h", "small"], ["unet", "vae", "text", "vision"])
-    assert sorted(map(len, found.values())) == [1, 1, 1, 1, 1, 2, 2, 3]
+    assert sorted(len(names) for *_, names in found) == [1, 1, 1, 1, 1, 2, 2, 3]

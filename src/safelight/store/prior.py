@@ -7,19 +7,22 @@ decoder reads text too.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from safelight.errors import WeightsError
 from safelight.spec import PriorSpec, ScheduleSpec
-from safelight.store import configs
+from safelight.store import configs, karlo, schedulers
 from safelight.store.components import read_component, read_json
-from safelight.store.folder import special_ids
-from safelight.store.weights import StateDict
+from safelight.store.folder import Saves, special_ids
+from safelight.store.weights import StateDict, save_safetensors
 
 _READ = configs.words(
     "num_attention_heads attention_head_dim num_layers embedding_dim num_embeddings "
@@ -91,6 +94,54 @@ def read_prior(folder: str | Path, variant: str | None = None) -> PriorContents:
     except ValidationError as error:
         raise WeightsError(file, str(error.errors()[0]["msg"])) from error
     return PriorContents(spec, _kept(net), text, tokenizer)
+
+
+def write_prior(
+    folder: str | Path,
+    spec: PriorSpec,
+    net: Mapping[str, Tensor],
+    text: Mapping[str, Tensor],
+    tokenizer: Saves,
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Put a prior in front of the unCLIP model in a folder, which becomes a
+    ``StableUnCLIPPipeline``.
+
+    Args:
+        folder: a published folder, complete but for the prior.
+        net, text: the prior's weights and its text tower's, under published names.
+    """
+    folder = Path(folder)
+    for part, config, state, stem in (
+        ("prior", karlo.prior_config(spec), net, "diffusion_pytorch_model"),
+        ("prior_text_encoder", configs.text_config(spec.text), text, "model"),
+    ):
+        _write(folder / part / "config.json", config)
+        source = StateDict.of(state)
+        entries = {name: entry.cast(dtype) for name, entry in source.entries.items()}
+        save_safetensors(folder / part / f"{stem}.safetensors", source.replace(entries))
+    tokenizer.save(folder / "prior_tokenizer")
+    scheduler = schedulers.scheduler_config(spec.schedule) | {
+        "clip_sample": spec.clip is not None,
+        "clip_sample_range": spec.clip or 1.0,
+        "variance_type": "fixed_small_log",
+    }
+    _write(folder / "prior_scheduler" / "scheduler_config.json", scheduler)
+    index = dict(read_json(folder / "model_index.json"))
+    index |= {
+        "_class_name": "StableUnCLIPPipeline",
+        "prior": ["diffusers", "PriorTransformer"],
+        "prior_text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+        "prior_tokenizer": ["transformers", "CLIPTokenizer"],
+        "prior_scheduler": ["diffusers", "DDPMScheduler"],
+    }
+    _write(folder / "model_index.json", index)
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _kept(net: StateDict) -> StateDict:
