@@ -2,15 +2,18 @@
 
 Makes tiny pictures one after the other in one process, every kind of ending among them, and
 writes resident memory down after each ten. The first ones fill caches and pools; growth is what a
-straight line through the rest says. Slow, and not part of the test suite.
+straight line through the second half says. Writes ``benchmarks/results/leak-*.json``.
+Takes minutes, and is not part of the test suite.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import gc
 import json
 import os
+import re
 import resource
 import sys
 import time
@@ -20,10 +23,10 @@ import numpy as np
 import torch
 
 import safelight
+from benchmarks import measure
 from safelight.generate import Cancel, Generator
 from safelight.request import Outcome
 
-WARM = 40  # pictures before growth is counted
 EVERY = 10
 
 
@@ -80,10 +83,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    if options.count < WARM + 3 * EVERY:
-        parser.error(f"--count: at least {WARM + 3 * EVERY}")
+    if options.count < 8 * EVERY:
+        parser.error(f"--count: at least {8 * EVERY}")
     generator = safelight.load("tiny", device="cpu")
-    began, memory, endings = time.monotonic(), [], {}
+    began, endings = time.monotonic(), {}
+    memory = [(0, round(resident(), 2))]
     for k in range(options.count):
         ending = make(generator, k, options.steps)
         endings[ending] = endings.get(ending, 0) + 1
@@ -91,22 +95,25 @@ def main() -> None:
             gc.collect()
             memory.append((k + 1, round(resident(), 2)))
             print(f"{k + 1:5} pictures  {memory[-1][1]:8.2f} MiB", flush=True)
-    late = np.array([row for row in memory if row[0] >= WARM])
+    late = np.array([row for row in memory if row[0] >= options.count / 2])
     slope = float(np.polyfit(late[:, 0], late[:, 1], 1)[0])
+    machine = measure.machine()
     record = {
+        "date": f"{datetime.date.today():%Y-%m-%d}",
+        "machine": machine,
         "pictures": options.count,
         "steps": options.steps,
         "endings": endings,
         "seconds": round(time.monotonic() - began, 1),
         "resident_mib": memory,
-        "growth_mib_from_first_to_last_after_warming": round(float(late[-1, 1] - late[0, 1]), 2),
-        "growth_kib_a_picture": round(slope * 1024, 2),
-        "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
+        "second_half_kib_a_picture": round(slope * 1024, 2),
+        "second_half_growth_mib": round(float(late[-1, 1] - late[0, 1]), 2),
     }
     print(json.dumps({k: v for k, v in record.items() if k != "resident_mib"}, indent=1))
-    if options.output is not None:
-        options.output.write_text(json.dumps(record, indent=1) + "\n")
+    slug = re.sub(r"[^a-z0-9]+", "-", machine["Processor"].lower()).strip("-")
+    output = options.output or measure.RESULTS / f"leak-{slug}-{record['date']}.json"
+    output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"written to {output}")
 
 
 if __name__ == "__main__":
