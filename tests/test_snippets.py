@@ -29,6 +29,7 @@ PAGES = (
     "docs/python-api.md",
     "docs/cli.md",
     "docs/provenance.md",
+    "docs/migrate.md",
     "docs/systems.md",
     "docs/safety.md",
 )
