@@ -25,6 +25,7 @@ from safelight.checker import NO_CHECKER, Checker
 from safelight.conditioning.prior import PriorModel
 from safelight.diffusion.schedule import Schedule
 from safelight.errors import InvalidRequest, ModelNotFound, WeightsError
+from safelight.names import DEFAULT_MODEL
 from safelight.nets.clip import TextTower, VisionTower
 from safelight.nets.prior import Prior
 from safelight.nets.unet import UNet
@@ -143,7 +144,7 @@ class Model:
     @classmethod
     def load(
         cls,
-        name: str | Path = "tiny",
+        name: str | Path = DEFAULT_MODEL,
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
@@ -240,7 +241,9 @@ def _tell_licence(notice: str) -> None:
     logging.getLogger("safelight.licence").warning(notice)
 
 
-def load_tokenizer(name: str | Path = "tiny", *, local_only: bool | None = None) -> Tokenizer:
+def load_tokenizer(
+    name: str | Path = DEFAULT_MODEL, *, local_only: bool | None = None
+) -> Tokenizer:
     """The tokenizer of a model, without its networks.
 
     Raises:
