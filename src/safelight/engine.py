@@ -144,8 +144,8 @@ class Engine:
         self._waiting: list[Picture] = []
         self._live: list[Picture] = []
         """Whose, together with the ticks, the baton's holder is."""
-        self.ticks, self.calls = 0, 0
-        """Ticks and network calls so far, for tests and metrics."""
+        self.ticks, self.calls, self.work = 0, 0, 0
+        """Ticks, network calls, and latent cells times branches in them, so far: for metrics."""
 
     def submit(self, pictures: Sequence[Picture]) -> None:
         """Add pictures; they join at the next tick, which whoever waits for one makes."""
@@ -252,6 +252,7 @@ class Engine:
 
     def _call(self, rows: list[_Row]) -> Tensor:
         self.calls += 1
+        self.work += sum(row.ask.x.shape[-1] * row.ask.x.shape[-2] for row in rows)
         asked = [Row(row.ask.x, row.ask.timestep, row.conditioning) for row in rows]
         return self._runtime(rows[0].picture).predict(asked)
 

@@ -324,7 +324,8 @@ class Generator:
             for job in waiting:
                 if job.picture is not None:
                     job.picture.cancel()
-        worked = engine.advance()
+        # Another call on this thread, or another thread, may have made the last tick.
+        worked = not answers.empty() or engine.advance()
         # Looked up first: whatever a finished picture had to tell is in the queue by then.
         finished = [j for j in waiting if j.picture is not None and j.picture.done]
         for job, answered in _heard(answers, wait=not worked and not finished):
