@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from safelight import __version__
 from safelight.errors import InvalidRequest, ModelNotFound, SafelightError
-from safelight.serve.dialects import azureml, deepinfra, native, openai
+from safelight.serve.dialects import a1111, a1111_lists, azureml, deepinfra, native, openai
 from safelight.serve.house import House, Settings
 from safelight.serve.jobs import Busy, Draining, Late
 
@@ -50,7 +50,8 @@ def create_app(settings: Settings | None = None, *, house: House | None = None) 
         lifespan=lifespan,
     )
     app.state.house, app.state.metrics = house, Metrics(house)
-    for dialect in (native, openai, deepinfra, azureml):
+    app.state.a1111, app.state.a1111_options = {}, {}
+    for dialect in (native, openai, deepinfra, azureml, a1111, a1111_lists):
         app.include_router(dialect.router)
     app.middleware("http")(_outside)
     for kind in (SafelightError, RequestValidationError, HTTPException, Exception):
@@ -192,6 +193,8 @@ def error_body(request: Request, status: int, code: str, message: str, field: st
         body: dict[str, Any] = deepinfra.error(message, field)
     elif path.startswith("/score"):
         body = azureml.error(message, field)
+    elif path.startswith("/sdapi/"):
+        body = a1111.error(status, code, message, field)
     else:
         body = openai.error(status, code, message, field)
     return JSONResponse(body, status)

@@ -6,9 +6,12 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import io
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
+
+from PIL import Image
 
 from safelight import provenance
 from safelight.errors import InvalidRequest
@@ -54,7 +57,19 @@ def format_of(name: Any, field: str = "output_format") -> str:
 
 def encoded(result: ImageResult, format: str = "PNG", quality: int | None = None) -> str:
     """A finished picture as base64, marked and with its settings."""
-    return base64.b64encode(provenance.encode(result, format, quality=quality)).decode()
+    return base64_of(provenance.encode(result, format, quality=quality))
+
+
+def base64_of(data: bytes) -> str:
+    """Bytes as text."""
+    return base64.b64encode(data).decode()
+
+
+def png(image: Image.Image) -> str:
+    """A picture that is nobody's result, as base64."""
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return base64_of(out.getvalue())
 
 
 async def finished(job: Job, gone: Callable[[], Awaitable[bool]] | None = None) -> Job:
