@@ -221,8 +221,8 @@ class Scene:
 
     def _embedding(self, seed: int) -> Tensor:
         request, model = self.request, self.model
-        if request.embedding is not None:
-            return torch.tensor(request.embedding, device=model.device)
+        if request.image_embedding is not None:
+            return torch.tensor(request.image_embedding, device=model.device)
         if not request.looks:
             assert model.prior is not None
             return model.prior.sample(
