@@ -271,10 +271,15 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     except RuntimeError:
         raise InvalidRequest("device", f"unknown device {device!r}.", "cpu, cuda or mps") from None
     if place.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidRequest("device", "this PyTorch finds no CUDA device.", "Use --device cpu.")
+        raise _absent(place, "CUDA device")
     if place.type == "mps" and not torch.backends.mps.is_available():
-        raise InvalidRequest("device", "this PyTorch finds no Apple GPU.", "Use --device cpu.")
+        raise _absent(place, "Apple GPU")
     return place
+
+
+def _absent(place: torch.device, kind: str) -> InvalidRequest:
+    problem = f"{place} was asked for, but this PyTorch finds no {kind}."
+    return InvalidRequest("device", problem, "Use the device cpu (--device cpu).")
 
 
 def pick_dtype(dtype: str | torch.dtype | None, device: torch.device, *, tiny: bool) -> torch.dtype:

@@ -80,6 +80,7 @@ ALIASES: dict[str, str] = {
     "batch_size": "count",
     "batch_count": "count",
     "images_per_prompt": "count",
+    "num_images": "count",
     "w": "width",
     "h": "height",
     "dialect": "weighting",
@@ -96,6 +97,7 @@ ALIASES: dict[str, str] = {
     "image_embeds": "image_embedding",
     "prior_num_inference_steps": "prior_steps",
     "lora": "loras",
+    "lora_name": "loras",
     "textual_inversions": "embeddings",
 }
 """What other programs call a field. A1111's ``batch_size`` and ``n_iter`` together multiply."""
@@ -334,7 +336,7 @@ class GenerateRequest(Record):
         """
         fields: dict[str, Any] = {}
         written: dict[str, str] = {}
-        for name, value in arguments.items():
+        for name, value in _whole_fields(arguments).items():
             plain = ALIASES.get(name, name)
             if name == "scheduler" and isinstance(value, str) and _is_sampler(value):
                 plain = "sampler"
@@ -487,6 +489,28 @@ def _skipped(name: str, value: Any) -> int | None:
     if number < 1:
         raise InvalidRequest(name, f"must be at least 1, not {number}.")
     return number - 1
+
+
+def _whole_fields(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """DeepInfra's fields that are halves or answers of ours: whether to read weights
+    (``use_compel``), and a LoRA's name apart from its scale, where no name is no LoRA."""
+    fields = dict(arguments)
+    if (compel := fields.pop("use_compel", None)) is not None:
+        if not isinstance(compel, bool):
+            raise InvalidRequest("use_compel", f"must be true or false, not {shown(compel)}.")
+        if compel:
+            if any(ALIASES.get(name, name) == "weighting" for name in fields):
+                raise InvalidRequest("use_compel", "comes with another dialect.", "Give one.")
+            fields["weighting"] = "compel"
+    scale = fields.pop("lora_scale", None)
+    for name in ("lora", "lora_name"):
+        if fields.get(name) == "":
+            del fields[name]
+        elif scale is not None and isinstance(fields.get(name), str):
+            fields[name], scale = [(fields[name], scale)], None
+    if scale is not None and "loras" in {ALIASES.get(name, name) for name in fields}:
+        raise InvalidRequest("lora_scale", "is for one LoRA by its name.", "Give loras=[(name, 1)]")
+    return fields
 
 
 def _product(a: Any, b: Any, first: str, second: str) -> int:

@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from safelight.errors import WeightsError
+from safelight.errors import VariantNotFound, WeightsError
 from safelight.presets import NOISE_AUGMENTATION, X4_NOISING
 from safelight.spec import (
     CLIP_MEAN,
@@ -161,7 +161,7 @@ def read_folder(
                     raw[name] = read_json(place / file)
     if variant is not None and variant not in used:
         there = sorted({v for place in places.values() for v in variants(place)})
-        raise WeightsError(
+        raise VariantNotFound(
             path, f"has no variant {variant!r}.", f"Variants there: {', '.join(there) or 'none'}."
         )
 
