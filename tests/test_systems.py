@@ -294,7 +294,8 @@ def test_unclip_says_what_its_noise_levels_mean() -> None:
     assert apart(zero, last) > 0
 
 
-def test_the_prior_makes_pictures_from_text_alone() -> None:
+def chain() -> Generator:
+    """unCLIP with a prior in front."""
     text = MICRO.text
     assert text is not None
     prior = PriorSpec(
@@ -306,7 +307,11 @@ def test_the_prior_makes_pictures_from_text_alone() -> None:
         text=text.replace(projection_width=16),
         steps=3,
     )
-    made = system("unclip", prior=prior)
+    return system("unclip", prior=prior)
+
+
+def test_the_prior_makes_pictures_from_text_alone() -> None:
+    made = chain()
     (a,) = made.generate(CUBE, seed=1, steps=2)
     (b,) = made.generate("a cone", seed=1, steps=2)
     assert (a.request.prior_steps, a.request.prior_guidance_scale) == (3, 4.0)
@@ -315,6 +320,28 @@ def test_the_prior_makes_pictures_from_text_alone() -> None:
     assert looking.request.prior_steps is None
     with pytest.raises(InvalidRequest, match="prior_steps"):
         made.generate(CUBE, image=photo(), prior_steps=3)
+
+
+def test_the_prior_reads_the_prompt_without_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = chain()
+    assert made.model.prior is not None
+    heard: list[str] = []
+    sample = made.model.prior.sample
+
+    def listen(prompt: str, *arguments: Any, **options: Any) -> torch.Tensor:
+        heard.append(prompt)
+        return sample(prompt, *arguments, **options)
+
+    monkeypatch.setattr(made.model.prior, "sample", listen)
+    given: dict[str, Any] = {"seed": 1, "steps": 2}
+    (plain,) = made.generate("a red cube", **given)
+    (same,) = made.generate("a (red:1.0) cube", weighting="a1111", **given)
+    (other,) = made.generate("a (red:1.8) cube", weighting="a1111", **given)
+    made.generate("a red++ (cube)0.5", weighting="compel", **given)
+    made.generate("a (red:1.2) cube", **given)
+    assert heard == [*4 * ["a red cube"], "a (red:1.2) cube"]
+    assert apart(plain, same) == 0
+    assert apart(plain, other) > 0
 
 
 def test_depth_from_a_map_alone_and_without_the_estimator(monkeypatch: pytest.MonkeyPatch) -> None:
