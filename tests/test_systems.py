@@ -13,11 +13,14 @@ from PIL import Image
 from micro_models import MICRO, micro_model, toy_model
 from micro_systems import half_mask, photo, system, system_spec
 from safelight import presets, provenance
-from safelight.errors import InvalidRequest, MissingExtra
+from safelight.cli.models import write
+from safelight.conditioning.planes import ESTIMATOR
+from safelight.errors import InvalidRequest, MissingExtra, WeightsError
 from safelight.generate import Generator
 from safelight.generate.able import check
 from safelight.generate.course import picture, plot
 from safelight.generate.scene import crop_box
+from safelight.model import Model
 from safelight.request import GenerateRequest, ImageResult
 from safelight.spec import ModelSpec, PriorSpec
 
@@ -355,6 +358,27 @@ def test_depth_from_a_map_alone_and_without_the_estimator(monkeypatch: pytest.Mo
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(MissingExtra, match=r"safelight\[depth\]"):
         made.generate(CUBE, image=photo(), seed=1, steps=2)
+
+
+@pytest.mark.parametrize("local_only", [True, None])
+def test_the_estimator_is_fetched_only_where_the_network_may_be_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, local_only: bool | None
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    asked: list[tuple[str, bool]] = []
+
+    def from_pretrained(place: str, *, local_files_only: bool) -> Any:
+        asked.append((place, local_files_only))
+        raise OSError("not in the cache")
+
+    loader = transformers.DPTForDepthEstimation
+    monkeypatch.setattr(loader, "from_pretrained", from_pretrained)
+    write(system("depth").model, tmp_path / "depth")
+    made = Generator(Model.load(tmp_path / "depth", device="cpu", local_only=local_only))
+    words = "network may not be asked" if local_only else "cannot be read: not in the cache"
+    with pytest.raises(WeightsError, match=f"{ESTIMATOR}.*{words}.*Give a depth map"):
+        made.generate(CUBE, image=photo(), seed=1, steps=2)
+    assert asked == [(ESTIMATOR, bool(local_only))]
 
 
 def test_a_picture_is_made_again_from_its_file_and_the_one_it_came_from(

@@ -100,6 +100,8 @@ class Model:
     """Picture embeddings from prompts (unCLIP with CLIP L)."""
     checker: Checker | None = None
     """Its safety checker: pictures are looked at before anybody sees them."""
+    local_only: bool = False
+    """Never ask the network for what is only fetched when it is needed (the depth estimator)."""
     text_cache: Cache[Tensor] = field(default_factory=Cache)
     picture_cache: Cache[Any] = field(default_factory=lambda: Cache(32))
     """What was read from pictures, by their digest."""
@@ -180,6 +182,7 @@ class Model:
         model = cls._loaded(
             name, device, dtype, variant, local_only, prior, original, own_checker=checker is None
         )
+        model.local_only = bool(local_only)
         if checker is not None:
             model.checker = checker.to(model.device, model.dtype)
         found = (NO_CHECKER,) if model.checker is None else model.checker.notes
