@@ -219,6 +219,10 @@ def test_a_device_that_is_not_there_is_named_at_first_use(
     assert len(pipe.to("cpu")(PROMPT, **RUN).images) == 1
 
 
+def bias(pipe: Any) -> torch.Tensor:
+    return pipe.model.model.unet.conv_out.bias
+
+
 def test_variants_and_the_cards_slip(text: tuple[Any, Path], tmp_path: Path) -> None:
     face = compat.StableDiffusionPipeline
     with pytest.raises(VariantNotFound, match="no variant 'fp16'"):
