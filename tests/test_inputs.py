@@ -79,6 +79,7 @@ def test_json_names_pictures_only_where_there_are_some() -> None:
     assert GenerateRequest.from_json(several.canonical()) == several
     row = GenerateRequest(image_embedding=np.ones((1, 3), np.float32))  # type: ignore[arg-type]
     assert GenerateRequest.from_json(row.canonical()).image_embedding == (1.0, 1.0, 1.0)
+    assert GenerateRequest.from_kwargs(image_embeds=[1, 1, 1]) == row  # diffusers' name
 
 
 def test_json_opens_no_files(tmp_path: Path) -> None:
