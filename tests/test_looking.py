@@ -11,23 +11,18 @@ import pytest
 import torch
 from diffusers import (
     DDPMScheduler,
-    PriorTransformer,
-    StableDiffusionImageVariationPipeline,
     StableDiffusionUpscalePipeline,
-    StableUnCLIPImg2ImgPipeline,
-    StableUnCLIPPipeline,
-)
-from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import (
-    StableUnCLIPImageNormalizer,
 )
 from PIL import Image
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextModelWithProjection
+from transformers import CLIPConfig, CLIPModel
 
 from safelight.conditioning import image as images
 from safelight.errors import InvalidRequest, WeightsError
 from safelight.model import Model
 from systems_micro import (
+    CLIP,
     SAMPLERS,
+    WIDTH,
     close,
     drawing,
     extra_noise,
@@ -38,33 +33,20 @@ from systems_micro import (
     make_tokenizer,
     make_unet,
     make_vae,
-    make_vision,
     photo,
+    prior_pipeline,
     schedulers,
+    unclip_pipeline,
+    variations_pipeline,
 )
 
 PROMPT = "abc on top of xyz"
 SHAPE = (1, 4, 16, 8)
 PHOTO = photo(40, 24)
-WIDTH = 12  # of picture embeddings
-CLIP = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
 SIZE = {"width": 16, "height": 32}
-NOISING = {"beta_schedule": "squaredcos_cap_v2"}
 
 
 # -- image variations ------------------------------------------------------------------------------
-
-
-def variations_pipeline(sampler: str) -> StableDiffusionImageVariationPipeline:
-    return StableDiffusionImageVariationPipeline(
-        unet=make_unet(),
-        vae=make_vae(),
-        image_encoder=make_vision(),
-        scheduler=schedulers()[sampler],
-        safety_checker=None,
-        feature_extractor=CLIP,
-        requires_safety_checker=False,
-    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 5.0])
@@ -85,7 +67,7 @@ def test_variations_are_the_references(
     with torch.no_grad():
         pixels = CLIP(PHOTO, return_tensors="pt").pixel_values
         embedding = pipeline.image_encoder(pixels).image_embeds
-    close(latents_of(model, embedding=embedding, **given), theirs)
+    close(latents_of(model, image_embedding=embedding, **given), theirs)
     with pytest.raises(AssertionError):
         close(latents_of(model, image=PHOTO.rotate(180), **given), theirs)
 
@@ -128,30 +110,6 @@ def test_clip_sees_what_the_published_processor_makes(size: tuple[int, int]) -> 
 # -- unCLIP ----------------------------------------------------------------------------------------
 
 
-def unclip_parts(sampler: str) -> dict[str, Any]:
-    torch.manual_seed(5)
-    normalizer = StableUnCLIPImageNormalizer(WIDTH)
-    normalizer.mean.data.normal_()
-    normalizer.std.data.uniform_(0.5, 2)
-    return {
-        "image_normalizer": normalizer,
-        "image_noising_scheduler": DDPMScheduler(**NOISING),
-        "tokenizer": make_tokenizer(),
-        "text_encoder": make_text(),
-        "unet": make_unet(
-            class_embed_type="projection", projection_class_embeddings_input_dim=2 * WIDTH
-        ),
-        "scheduler": schedulers(prediction_type="v_prediction")[sampler],
-        "vae": make_vae(),
-    }
-
-
-def unclip_pipeline(sampler: str) -> StableUnCLIPImg2ImgPipeline:
-    return StableUnCLIPImg2ImgPipeline(
-        **unclip_parts(sampler), feature_extractor=CLIP, image_encoder=make_vision()
-    )
-
-
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_unclip_is_the_references(
@@ -189,7 +147,7 @@ def test_pictures_are_mixed_by_their_weights(tmp_path: Path) -> None:
     two = [PHOTO, photo(24, 24, 1)]
     rows = [images.embed(model, [each]) for each in two]
     mixed = latents_of(model, images=two, image_weights=[1, 3], **given)
-    close(mixed, latents_of(model, embedding=rows[0] / 4 + rows[1] * 3 / 4, **given), 1e-5)
+    close(mixed, latents_of(model, image_embedding=rows[0] / 4 + rows[1] * 3 / 4, **given), 1e-5)
     alone = latents_of(model, images=two, image_weights=[1, 0], **given)
     close(alone, latents_of(model, image=PHOTO, **given), 1e-5)
     with pytest.raises(AssertionError):
@@ -197,40 +155,6 @@ def test_pictures_are_mixed_by_their_weights(tmp_path: Path) -> None:
 
 
 # -- the prior -------------------------------------------------------------------------------------
-
-
-def prior_text() -> CLIPTextModelWithProjection:
-    config = make_text().config
-    config.projection_dim = WIDTH
-    torch.manual_seed(6)
-    return CLIPTextModelWithProjection(config).eval()
-
-
-def prior_pipeline(sampler: str) -> StableUnCLIPPipeline:
-    torch.manual_seed(7)
-    prior = PriorTransformer(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_layers=2,
-        embedding_dim=WIDTH,
-        num_embeddings=16,
-        additional_embeddings=4,
-    )
-    for name in ("positional_embedding", "prd_embedding", "clip_mean"):
-        getattr(prior, name).data.normal_()
-    prior.clip_std.data.uniform_(0.5, 2)
-    return StableUnCLIPPipeline(
-        **unclip_parts(sampler),
-        prior_tokenizer=make_tokenizer(),
-        prior_text_encoder=prior_text(),
-        prior=prior.eval(),
-        prior_scheduler=DDPMScheduler(
-            variance_type="fixed_small_log",
-            prediction_type="sample",
-            clip_sample_range=5.0,
-            **NOISING,
-        ),
-    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 5.0])

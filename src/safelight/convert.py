@@ -6,7 +6,6 @@ Nothing is loaded into networks; tensors are read one at a time.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from safelight.model import read_tokenizer
 from safelight.spec import PriorSpec
 from safelight.store import karlo
 from safelight.store.folder import FolderContents, read_folder, write_folder
+from safelight.store.prior import write_prior_net
 from safelight.store.single_file import read_single_file, write_single_file
-from safelight.store.weights import StateDict, read_weights, save_safetensors
+from safelight.store.weights import StateDict, read_weights
 
 _SINGLE = (".safetensors", ".sft")
 _PARTS = ("unet", "vae", "text", "vision", "image_normalizer")
@@ -88,17 +88,7 @@ def _to_folder(
     contents: FolderContents, source: Path, target: Path, dtype: torch.dtype | None
 ) -> dict[str, Any]:
     tokenizer = read_tokenizer(contents, source)
-    configs: dict[str, Mapping[str, Any]] = {}
-    statistics = contents.tensors.get("image_normalizer")
-    if statistics is not None:
-        width = statistics.entries["mean"].shape[1]
-        configs["image_normalizer"] = {
-            "_class_name": "StableUnCLIPImageNormalizer",
-            "embedding_dim": width,
-        }
-    write_folder(
-        target, contents.spec, contents.tensors, tokenizer, dtype=dtype, component_configs=configs
-    )
+    write_folder(target, contents.spec, contents.tensors, tokenizer, dtype=dtype)
     return _done(contents.spec.name, contents.spec.family, target, list(contents.notes))
 
 
@@ -108,11 +98,7 @@ def _prior_to_folder(
     for name in set(original) - {"clip_stats"}:
         raise InvalidRequest(name, "a prior has no use for it.")
     spec, state = karlo.read_karlo_prior(source, original.get("clip_stats"))
-    place = target / "prior"
-    place.mkdir(parents=True)
-    (place / "config.json").write_text(json.dumps(karlo.prior_config(spec), indent=2) + "\n")
-    entries = {name: entry.cast(dtype) for name, entry in state.entries.items()}
-    save_safetensors(place / "diffusion_pytorch_model.safetensors", state.replace(entries))
+    write_prior_net(target / "prior", spec, state, dtype)
     note = (
         "a prior needs CLIP L's text tower with projection too: put text_encoder/ and tokenizer/ "
         "of openai/clip-vit-large-patch14 beside prior/"

@@ -101,6 +101,8 @@ class Model:
     """Picture embeddings from prompts (unCLIP with CLIP L)."""
     checker: Checker | None = None
     """Its safety checker: pictures are looked at before anybody sees them."""
+    local_only: bool = False
+    """Never ask the network for what is only fetched when it is needed (the depth estimator)."""
     text_cache: Cache[Tensor] = field(default_factory=Cache)
     picture_cache: Cache[Any] = field(default_factory=lambda: Cache(32))
     """What was read from pictures, by their digest."""
@@ -181,6 +183,7 @@ class Model:
         model = cls._loaded(
             name, device, dtype, variant, local_only, prior, original, own_checker=checker is None
         )
+        model.local_only = bool(local_only)
         if checker is not None:
             model.checker = checker.to(model.device, model.dtype)
         found = (NO_CHECKER,) if model.checker is None else model.checker.notes
@@ -274,10 +277,15 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     except RuntimeError:
         raise InvalidRequest("device", f"unknown device {device!r}.", "cpu, cuda or mps") from None
     if place.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidRequest("device", "this PyTorch finds no CUDA device.", "Use --device cpu.")
+        raise _absent(place, "CUDA device")
     if place.type == "mps" and not torch.backends.mps.is_available():
-        raise InvalidRequest("device", "this PyTorch finds no Apple GPU.", "Use --device cpu.")
+        raise _absent(place, "Apple GPU")
     return place
+
+
+def _absent(place: torch.device, kind: str) -> InvalidRequest:
+    problem = f"{place} was asked for, but this PyTorch finds no {kind}."
+    return InvalidRequest("device", problem, "Use the device cpu (--device cpu).")
 
 
 def pick_dtype(dtype: str | torch.dtype | None, device: torch.device, *, tiny: bool) -> torch.dtype:

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from safelight.errors import WeightsError
 from safelight.spec import PriorSpec, ScheduleSpec
-from safelight.store import configs
+from safelight.store import configs, schedulers
 from safelight.store.components import read_component, read_json
-from safelight.store.folder import special_ids
-from safelight.store.weights import StateDict
+from safelight.store.folder import NOTES_FILE, Saves, converted, special_ids, write_json
+from safelight.store.weights import StateDict, save_safetensors, sha256
 
 _READ = configs.words(
     "num_attention_heads attention_head_dim num_layers embedding_dim num_embeddings "
@@ -87,10 +89,88 @@ def read_prior(folder: str | Path, variant: str | None = None) -> PriorContents:
             text=text_spec,  # type: ignore[arg-type]
             schedule=schedule,
             clip=clip,
+            **_own(folder),
         )
     except ValidationError as error:
         raise WeightsError(file, str(error.errors()[0]["msg"])) from error
     return PriorContents(spec, _kept(net), text, tokenizer)
+
+
+def attach_prior(
+    folder: str | Path,
+    spec: PriorSpec,
+    net: Mapping[str, Tensor],
+    text: Mapping[str, Tensor],
+    tokenizer: Saves,
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Put a prior in front of an unCLIP model's folder: ``diffusers`` loads it as a
+    ``StableUnCLIPPipeline``, and from pictures still as the other.
+
+    Args:
+        folder: as :func:`safelight.store.folder.write_folder` left it.
+        net, text: of the prior, and of its own text tower.
+        dtype: floating-point tensors are converted to it; None keeps theirs.
+    """
+    folder = Path(folder)
+    reader = folder / "prior_text_encoder"
+    write_json(reader / "config.json", configs.text_config(spec.text))
+    save_safetensors(reader / "model.safetensors", converted(text, dtype))
+    tokenizer.save(folder / "prior_tokenizer")
+    write_prior_net(folder / "prior", spec, net, dtype)
+    write_json(folder / "prior_scheduler" / "scheduler_config.json", _scheduler_config(spec))
+
+    index, own = read_json(folder / "model_index.json"), read_json(folder / NOTES_FILE)
+    index |= {
+        "_class_name": "StableUnCLIPPipeline",
+        "prior": ["diffusers", "PriorTransformer"],
+        "prior_scheduler": ["diffusers", "DDPMScheduler"],
+        "prior_text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+        "prior_tokenizer": ["transformers", "CLIPTokenizer"],
+    }
+    own["prior"] = {"steps": spec.steps, "guidance_scale": spec.guidance_scale}
+    for part in ("prior", "prior_text_encoder"):
+        for file in (folder / part).glob("*.safetensors"):
+            own["sha256"][file.relative_to(folder).as_posix()] = sha256(file)
+    write_json(folder / NOTES_FILE, own)
+    write_json(folder / "model_index.json", index)
+
+
+def write_prior_net(
+    place: Path, spec: PriorSpec, net: Mapping[str, Tensor], dtype: torch.dtype | None
+) -> None:
+    """A ``PriorTransformer``'s own folder."""
+    config = {
+        "_class_name": "PriorTransformer",
+        "num_attention_heads": spec.heads,
+        "attention_head_dim": spec.head_width,
+        "num_layers": spec.layers,
+        "embedding_dim": spec.embedding_width,
+        "num_embeddings": spec.text_tokens,
+        "additional_embeddings": spec.extra_tokens,
+        "dropout": 0.0,
+    }
+    write_json(place / "config.json", config)
+    save_safetensors(place / "diffusion_pytorch_model.safetensors", converted(net, dtype))
+
+
+def _scheduler_config(spec: PriorSpec) -> dict[str, Any]:
+    clip = {} if spec.clip is None else {"clip_sample_range": spec.clip}
+    return {
+        **schedulers.scheduler_config(spec.schedule),
+        "variance_type": "fixed_small_log",
+        "clip_sample": spec.clip is not None,
+        **clip,
+    }
+
+
+def _own(folder: Path) -> dict[str, Any]:
+    """The defaults that :func:`attach_prior` noted; published priors have their card's."""
+    notes = read_json(folder / NOTES_FILE) if (folder / NOTES_FILE).is_file() else {}
+    own = notes.get("prior")
+    known = own if isinstance(own, Mapping) else {}
+    return {key: known[key] for key in ("steps", "guidance_scale") if key in known}
 
 
 def _kept(net: StateDict) -> StateDict:
