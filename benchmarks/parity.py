@@ -1,11 +1,10 @@
 """Parity at full published size: ``python -m benchmarks.parity [--models ...] [--parts ...]``.
 
-Builds each network of Stable Diffusion 1.5, 2.1-unCLIP (h) and small Stable Diffusion, or of other
-systems of the family, in both libraries at its published size, on one copy of random weights
-scaled so that no layer is hidden (:mod:`benchmarks.parity_nets`), one network in memory at a time.
-Checks the number of parameters and tensors, every layer's output relative to its own standard
-deviation, the ends absolutely, and that planted faults are found. Networks that several systems
-share are run once.
+Builds each network of every system of the five cards in both libraries at its published size, on
+one copy of random weights scaled so that no layer is hidden (:mod:`benchmarks.parity_nets`), one
+network in memory at a time. Checks the number of parameters and tensors, every layer's output
+relative to its own standard deviation, the ends absolutely, and that planted faults are found.
+Networks that several systems share are run once.
 
 Prints a table, writes it with every layer's numbers to ``benchmarks/results/``, and ends with
 status 1 if anything differs. Needs about 5 GB of memory.
@@ -25,15 +24,14 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
 import transformers
 
-from benchmarks.parity_cases import text_case, unet_case, vae_cases, vision_case
+from benchmarks.parity_cases import prior_case, text_case, unet_case, vae_cases, vision_case
 from benchmarks.parity_nets import Case, Row, compare, record
-from benchmarks.parity_prior import prior_cases
 from safelight import __version__, presets
 from safelight.spec import ModelSpec, PriorSpec, Record, TextSpec, UNetSpec, VAESpec, VisionSpec
 
@@ -41,7 +39,6 @@ TAP_LIMIT = 1e-4
 """Largest difference at any layer, over the standard deviation of its output."""
 END_LIMIT = 1e-4
 """Largest absolute difference of what a network puts out, which has about unit scale."""
-PARTS = ("unet", "vae", "text", "vision", "prior")
 RESULTS = Path(__file__).parent / "results"
 
 # The checker of v1, and image variations, look at pictures with CLIP-L.
@@ -50,11 +47,12 @@ SYSTEMS: dict[str, ModelSpec] = {
     "sd15": presets.SD_V1.replace(vision=V1_VISION),
     "unclip-h": presets.UNCLIP_H,
     "small": presets.SD_SMALL.replace(vision=V1_VISION),
-    "v2": presets.SD_V2_BASE,
+    "v1-inpaint": presets.SD_V1_INPAINT.replace(vision=V1_VISION),
     "variations": presets.IMAGE_VARIATIONS,
+    "v2": presets.SD_V2_768,
+    "v2-inpaint": presets.SD_V2_INPAINT,
+    "v2-depth": presets.SD_V2_DEPTH,
     "unclip-l": presets.UNCLIP_L_PRIOR,
-    "depth": presets.SD_V2_DEPTH,
-    "inpaint": presets.SD_V2_INPAINT,
     "x4": presets.X4_UPSCALER,
     # Seconds instead of minutes, to try the command.
     "micro": presets.TINY.replace(
@@ -64,16 +62,7 @@ SYSTEMS: dict[str, ModelSpec] = {
         vae=VAESpec(channels=(16, 32, 32, 32), norm_groups=8, layers_per_block=1),
         text=presets.TINY_TEXT.replace(width=32, layers=2, context_length=12),
         vision=presets.TINY_VISION.replace(width=32, layers=2),
-        prior=PriorSpec(
-            heads=4,
-            head_width=8,
-            layers=3,
-            embedding_width=24,
-            text_tokens=9,
-            text=presets.TINY_TEXT.replace(
-                width=32, layers=2, context_length=9, projection_width=24
-            ),
-        ),
+        prior=PriorSpec(heads=4, head_width=8, layers=3, embedding_width=24, text_tokens=9),
     ),
 }
 
@@ -81,13 +70,21 @@ PUBLISHED: dict[tuple[str, str], tuple[int, int]] = {
     ("sd15", "unet"): (859_520_964, 686),
     ("unclip-h", "unet"): (870_173_124, 690),
     ("small", "unet"): (579_384_964, 442),
-    **{(name, "vae"): (83_653_863, 248) for name in ("sd15", "unclip-h", "small")},
-    **{(name, "text"): (123_060_480, 196) for name in ("sd15", "small")},
+    ("v1-inpaint", "unet"): (859_535_364, 686),
+    ("v2", "unet"): (865_910_724, 686),
+    ("v2-inpaint", "unet"): (865_925_124, 686),
+    ("v2-depth", "unet"): (865_913_604, 686),
+    ("unclip-l", "unet"): (869_517_764, 690),
+    ("sd15", "vae"): (83_653_863, 248),
+    ("sd15", "text"): (123_060_480, 196),
     ("unclip-h", "text"): (340_387_840, 372),
-    **{(name, "vision"): (303_966_208, 392) for name in ("sd15", "small")},
+    ("sd15", "vision"): (303_966_208, 392),
     ("unclip-h", "vision"): (632_076_800, 520),
 }
 """Parameters and tensors of the published files; position ids are a buffer, not counted."""
+PARAMETERS = {("x4", "unet"): 473_398_020, ("x4", "vae"): 55_325_927}
+"""Where the number of tensors is not on record."""
+PARTS = ("unet", "vae", "text", "vision", "prior")
 
 
 @dataclass
@@ -98,7 +95,8 @@ class Found:
     part: str
     parameters: int
     tensors: int
-    published: tuple[int, int] | None
+    published: tuple[int, int | None] | None
+    """Parameters, and tensors where they are on record."""
     taps: list[Row]
     ends: list[Row]
     faults: dict[str, float] = field(default_factory=dict)
@@ -113,13 +111,21 @@ class Found:
     def worst_end(self) -> Row:
         return max(self.ends, key=lambda row: row.max_abs)
 
+    @property
+    def as_published(self) -> bool:
+        """As many parameters and tensors as the published file."""
+        if self.published is None:
+            return False
+        parameters, tensors = self.published
+        return self.parameters == parameters and tensors in (None, self.tensors)
+
     def problems(self) -> list[str]:
         """What is wrong, one line each; empty if all is well."""
         lines = []
-        if self.published and (self.parameters, self.tensors) != tuple(self.published):
+        if self.published and not self.as_published:
             lines.append(
                 f"{self.parameters:,} parameters in {self.tensors} tensors, "
-                f"published {self.published[0]:,} in {self.published[1]}"
+                f"published {self.published[0]:,} in {self.published[1] or '?'}"
             )
         if self.worst_tap.relative > TAP_LIMIT:
             lines.append(f"{self.worst_tap.name} differs by {self.worst_tap.relative:.1e}")
@@ -131,29 +137,27 @@ class Found:
         return [f"{'+'.join(self.systems)} {self.part}: {line}" for line in lines]
 
 
-def built(spec: Record) -> Record:
-    """A network's spec without what changes nothing in its layers in float32."""
-    if isinstance(spec, UNetSpec):
-        return spec.replace(sample_size=0, upcast_attention=False)
-    if isinstance(spec, VAESpec):
-        return spec.replace(sample_size=0, force_float32=False)
-    return spec
+class Network(NamedTuple):
+    """One network, and the systems that have it."""
+
+    part: str
+    spec: Record
+    systems: list[str]
 
 
-def networks(models: Iterable[str], parts: Iterable[str]) -> list[tuple[str, Record, list[str]]]:
-    """(part, spec, the systems that have it); specs that differ in nothing built are one."""
-    found: list[tuple[str, Record, list[str]]] = []
+def networks(models: Iterable[str], parts: Iterable[str]) -> list[Network]:
+    """What the systems are built of; specs that differ in nothing built are one network."""
+    found: dict[tuple[str, str], Network] = {}
     for part in parts:
         for model in models:
             spec = getattr(SYSTEMS[model], part)
             if spec is None:
                 continue
-            same = [names for p, s, names in found if (p, s) == (part, built(spec))]
-            if same:
-                same[0].append(model)
-            else:
-                found.append((part, built(spec), [model]))
-    return found
+            if isinstance(spec, UNetSpec | VAESpec):
+                spec = spec.replace(sample_size=0)  # a hint for pipelines, not a size of weights
+            key = part, spec.model_dump_json()
+            found.setdefault(key, Network(part, spec, [])).systems.append(model)
+    return list(found.values())
 
 
 def cases(part: str, spec: Record, side: int) -> Iterator[Case]:
@@ -168,7 +172,7 @@ def cases(part: str, spec: Record, side: int) -> Iterator[Case]:
         case VisionSpec():
             yield vision_case(spec)
         case PriorSpec():
-            yield from prior_cases(spec)
+            yield prior_case(spec)
         case _:
             raise TypeError(f"no case for {part}")
 
@@ -186,7 +190,7 @@ def check(systems: list[str], part: str, spec: Record, *, side: int, faults: boo
             case.part,
             parameters=sum(p.numel() for p in parameters),
             tensors=len(parameters),
-            published=PUBLISHED.get((systems[0], part)),
+            published=_published(systems, part),
             taps=comparison.taps,
             ends=comparison.ends,
         )
@@ -197,6 +201,16 @@ def check(systems: list[str], part: str, spec: Record, *, side: int, faults: boo
         found.append(result)
         start = time.perf_counter()
     return found
+
+
+def _published(systems: list[str], part: str) -> tuple[int, int | None] | None:
+    """What is on record for any of the systems that share the network."""
+    for name in systems:
+        if (name, part) in PUBLISHED:
+            return PUBLISHED[name, part]
+        if (name, part) in PARAMETERS:
+            return PARAMETERS[name, part], None
+    return None
 
 
 # -- report -------------------------------------------------------------------------------------
@@ -211,8 +225,7 @@ def line(found: Found) -> str:
     cells = [
         ", ".join(found.systems),
         found.part,
-        f"{found.parameters:,} in {found.tensors}"
-        + (" = published" if found.published == (found.parameters, found.tensors) else ""),
+        f"{found.parameters:,} in {found.tensors}" + (" = published" if found.as_published else ""),
         str(len(found.taps)),
         f"{found.worst_tap.relative:.1e} {found.worst_tap.name if found.worst_tap.max_abs else ''}",
         f"{found.worst_end.max_abs:.1e} {found.worst_end.name}",
@@ -244,9 +257,7 @@ def machine() -> dict[str, Any]:
 def write(results: list[Found], where: Path, *, side: int, missing: list[str]) -> Path:
     """``parity-<machine>-<date>.json`` and ``.md``; the path of the second."""
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    this = machine()
-    slug = re.sub(r"[^a-z0-9]+", "-", this["cpu"].lower()).strip("-")
-    stem = f"parity-{slug}-{datetime.date.today():%Y-%m-%d}"
+    this, stem = machine(), _stem()
     where.mkdir(parents=True, exist_ok=True)
     limits = {"tap": TAP_LIMIT, "end": END_LIMIT}
     networks = [
@@ -290,13 +301,42 @@ def write(results: list[Found], where: Path, *, side: int, missing: list[str]) -
     return path
 
 
+def _stem() -> str:
+    slug = re.sub(r"[^a-z0-9]+", "-", machine()["cpu"].lower()).strip("-")
+    return f"parity-{slug}-{datetime.date.today():%Y-%m-%d}"
+
+
+def earlier(where: Path, side: int) -> list[Found]:
+    """What a run of today on this machine has written."""
+    path = where / f"{_stem()}.json"
+    if not path.exists():
+        return []
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    if kept["latents"] != side:
+        return []
+    return [
+        Found(
+            **{
+                **record,
+                "taps": [Row(**row) for row in record["taps"]],
+                "ends": [Row(**row) for row in record["ends"]],
+            }
+        )
+        for record in kept["networks"]
+    ]
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.parity", description=(__doc__ or "").split("\n\n")[1]
     )
-    parser.add_argument("--models", default="sd15,unclip-h,small", help="of " + ", ".join(SYSTEMS))
+    every = ",".join(name for name in SYSTEMS if name != "micro")
+    parser.add_argument("--models", default=every, help="of " + ", ".join(SYSTEMS))
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--side", type=int, default=16, help="side of the latents (default 16)")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what a run of the same day has found"
+    )
     parser.add_argument("--no-faults", action="store_true", help="do not plant faults")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the report")
     given = parser.parse_args(arguments)
@@ -308,9 +348,14 @@ def main(arguments: list[str] | None = None) -> int:
         if name not in known:
             parser.error(f"no {kind} {name}; there are {', '.join(known)}")
 
-    results: list[Found] = []
+    results = earlier(given.out, given.side) if given.resume else []
     path = given.out
-    todo = networks(models, parts)
+    known = {(tuple(found.systems), found.part.split()[0]) for found in results}
+    todo = [
+        network
+        for network in networks(models, parts)
+        if (tuple(network.systems), network.part) not in known
+    ]
     print(f"| {COLUMNS} |", flush=True)
     while todo:
         part, spec, systems = todo.pop(0)
@@ -319,7 +364,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(line(found), flush=True)
         gc.collect()
         # After every network, so that an interrupted run leaves what it found.
-        missing = [f"{'+'.join(names)} {kind}" for kind, _, names in todo]
+        missing = [f"{'+'.join(network.systems)} {network.part}" for network in todo]
         path = write(results, given.out, side=given.side, missing=missing)
     problems = [problem for found in results for problem in found.problems()]
     print(*problems, f"written to {path}", sep="\n")

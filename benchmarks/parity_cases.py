@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, PriorTransformer, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
@@ -28,15 +28,17 @@ from benchmarks.parity_nets import (
     blank,
     build,
     clip_config,
+    prior_config,
     unet_config,
     vae_config,
 )
 from safelight.nets.attention import attend
 from safelight.nets.clip import TextTower, VisionTower
+from safelight.nets.prior import Prior
 from safelight.nets.taps import text_taps, unet_taps, vae_taps, vision_taps
 from safelight.nets.unet import UNet
 from safelight.nets.vae import VAE, SpatialAttention
-from safelight.spec import TextSpec, UNetSpec, VAESpec, VisionSpec
+from safelight.spec import PriorSpec, TextSpec, UNetSpec, VAESpec, VisionSpec
 
 # -- faults -------------------------------------------------------------------------------------
 
@@ -273,6 +275,54 @@ def vae_cases(spec: VAESpec, *, size: tuple[int, int], batch: int = 1, seed: int
             },
         ),
     ]
+
+
+# -- prior --------------------------------------------------------------------------------------
+
+
+def prior_case(spec: PriorSpec, *, batch: int = 2, seed: int = 0) -> Case:
+    """The prior on texts of different lengths, masked where they are padded."""
+    peer = blank(lambda: PriorTransformer(**prior_config(spec)))
+    width, tokens = spec.embedding_width, spec.text_tokens
+    inputs: Inputs = {
+        "x": _noise(seed + 1, batch, width),
+        "timestep": torch.tensor([961, 40])[:batch],
+        "text_embedding": _noise(seed + 2, batch, width),
+        "text_states": _noise(seed + 3, batch, tokens, width),
+        "text_mask": torch.arange(tokens)[None] < torch.tensor([[tokens], [tokens // 4]])[:batch],
+    }
+
+    def run_ours(module: nn.Module, given: Inputs) -> dict[str, Tensor]:
+        return {"embedding": module(**given)}
+
+    def run_peer(module: nn.Module, given: Inputs) -> dict[str, Tensor]:
+        output = module(
+            given["x"],
+            given["timestep"],
+            given["text_embedding"],
+            encoder_hidden_states=given["text_states"],
+            attention_mask=given["text_mask"],
+        )
+        return {"embedding": output.predicted_image_embedding}
+
+    ours = build(
+        lambda: Prior(spec), peer, seed=seed, groups=0, passes=[lambda: run_peer(peer, inputs)]
+    )
+    names = [f"transformer_blocks.{i}" for i in range(spec.layers)]
+    last = names[-1]
+    faults = {
+        "LayerNorm eps": attribute(f"{names[0]}.norm1", "eps", lambda eps: eps * 100),
+        "GELU kind": method(
+            f"{last}.ff.net.0", lambda part, x: F.gelu(part.proj(x), approximate="tanh")
+        ),
+        "head count": attribute(f"{last}.attn1", "heads", lambda heads: heads // 2),
+        "one weight off by 1 %": one_weight(f"{last}.attn1.to_out.0"),
+        "no mask": other("text_mask", torch.ones_like),
+        "another timestep": other("timestep", lambda t: t + 1),
+        "another prompt": other("text_states", lambda states: states.flip(0)),
+    }
+    taps = {name: name for name in names}
+    return Case("prior", ours, peer, inputs, run_ours, run_peer, taps, faults)
 
 
 # -- towers -------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from safelight.nets.taps import taps
-from safelight.spec import TextSpec, UNetSpec, VAESpec, VisionSpec
+from safelight.spec import PriorSpec, TextSpec, UNetSpec, VAESpec, VisionSpec
 
 QUIET = 0.03
 """Standard deviation of what is made small. With it, one epsilon (1e-5) in place of the other
@@ -153,6 +153,18 @@ def clip_config(spec: TextSpec | VisionSpec) -> dict[str, Any]:
     }
 
 
+def prior_config(spec: PriorSpec) -> dict[str, Any]:
+    """Arguments of diffusers' ``PriorTransformer``."""
+    return {
+        "num_attention_heads": spec.heads,
+        "attention_head_dim": spec.head_width,
+        "num_layers": spec.layers,
+        "embedding_dim": spec.embedding_width,
+        "num_embeddings": spec.text_tokens,
+        "additional_embeddings": spec.extra_tokens,
+    }
+
+
 def published_name(key: str) -> str:
     """transformers 5 drops ``text_model.`` from ``CLIPTextModel``'s names; files keep it."""
     flat = key.startswith(("embeddings.", "encoder.layers.", "final_layer_norm."))
@@ -170,6 +182,8 @@ def blank(build: Callable[[], nn.Module]) -> nn.Module:
     for name, buffer in module.named_buffers():
         if name.endswith("position_ids"):
             buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
+        elif name == "causal_attention_mask":  # the prior's, as its constructor makes it
+            buffer.copy_(torch.full(buffer.shape[1:], -10000.0).triu_(1)[None])
         else:
             raise ValueError(f"{type(module).__name__} has a buffer {name} that is not set here")
     return module.eval().requires_grad_(False)

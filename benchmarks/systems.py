@@ -44,7 +44,7 @@ from benchmarks.systems_cases import SEED, STEPS, SYSTEMS, System
 from safelight.cli.main import main as safelight
 from safelight.generate import Generator
 from safelight.model import Model
-from safelight.spec import ModelSpec
+from safelight.spec import ModelSpec, UNetSpec, VAESpec
 from safelight.store.single_file import detect
 from store.original_files import original_file
 from systems_micro import apart, drawing, latents_of
@@ -331,11 +331,20 @@ def full_size(preset: ModelSpec, kept: Iterable[dict[str, Any]]) -> str:
     return "; ".join([*cells, *([f"not run: {', '.join(missing)}"] if missing else [])])
 
 
+def built(spec: Any) -> Any:
+    """A network's spec without what changes nothing in its layers in float32."""
+    if isinstance(spec, UNetSpec):
+        return spec.replace(sample_size=0, upcast_attention=False)
+    if isinstance(spec, VAESpec):
+        return spec.replace(sample_size=0, force_float32=False)
+    return spec
+
+
 def _measured(part: str, spec: Any, data: dict[str, Any]) -> list[dict[str, Any]]:
     names = {
         name
         for name, model in parity.SYSTEMS.items()
-        if (other := getattr(model, part)) is not None and parity.built(other) == parity.built(spec)
+        if (other := getattr(model, part)) is not None and built(other) == built(spec)
     }
     return [
         row

@@ -28,6 +28,7 @@ from safelight.request import GenerateRequest
 
 sys.path.insert(0, str(Path(__file__).parent / "store"))
 from store_micro import (  # noqa: F401
+    make_pipeline,
     make_text,
     make_tokenizer,
     make_unet,

@@ -338,7 +338,8 @@ def test_ctrl_c_inside_a_network_call(monkeypatch: pytest.MonkeyPatch) -> None:
     results = generator.generate(CUBE, seed=1, count=3, steps=3, sampler="euler")
     assert [r.outcome for r in results] == ["ok", "cancelled", "cancelled"]
     again = generator.generate(CUBE, seed=1, steps=3, sampler="euler")
-    assert again[0].outcome == "ok" and again[0].image == results[0].image
+    assert again[0].outcome == "ok"
+    assert again[0].image == results[0].image
 
 
 def test_closing_the_stream_cancels(toy: Generator) -> None:

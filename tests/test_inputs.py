@@ -77,8 +77,9 @@ def test_json_names_pictures_only_where_there_are_some() -> None:
     assert again.image.value is None
     several = GenerateRequest(images=[picture(), picture(5)], image_weights=[1, 3])  # type: ignore[arg-type]
     assert GenerateRequest.from_json(several.canonical()) == several
-    row = GenerateRequest(embedding=np.ones((1, 3), np.float32))  # type: ignore[arg-type]
-    assert GenerateRequest.from_json(row.canonical()).embedding == (1.0, 1.0, 1.0)
+    row = GenerateRequest(image_embedding=np.ones((1, 3), np.float32))  # type: ignore[arg-type]
+    assert GenerateRequest.from_json(row.canonical()).image_embedding == (1.0, 1.0, 1.0)
+    assert GenerateRequest.from_kwargs(image_embeds=[1, 1, 1]) == row  # diffusers' name
 
 
 def test_json_opens_no_files(tmp_path: Path) -> None:
@@ -111,11 +112,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"image": np.zeros((0, 3))}, "image", "shape"),
     ({"image": [b"a"], "images": [b"a"]}, "images", "several"),
     ({"image": b"a", "images": [b"b"]}, "images", "comes with image"),
-    ({"image": b"a", "embedding": [1.0]}, "embedding", "comes with a picture"),
+    ({"image": b"a", "image_embedding": [1.0]}, "image_embedding", "comes with a picture"),
     ({"images": [b"a", b"b"], "image_weights": [1]}, "image_weights", "1 weights for 2"),
     ({"images": [b"a", b"b"], "image_weights": [1, -1]}, "image_weights", "above 0"),
-    ({"embedding": "abc"}, "embedding", "row of numbers"),
-    ({"embedding": [1, float("nan")]}, "embedding", "finite"),
+    ({"image_embedding": "abc"}, "image_embedding", "row of numbers"),
+    ({"image_embedding": [1, float("nan")]}, "image_embedding", "finite"),
     ({"mask": b"a"}, "mask", "needs an image"),
     ({"strength": 0.5}, "strength", "needs an image"),
     ({"image": b"a", "strength": 1.5}, "strength", "at most 1"),
@@ -135,7 +136,7 @@ def test_wrong_pictures_are_named(fields: dict[str, Any], named: str, says: str)
 
 def test_no_words_are_needed_where_a_picture_is() -> None:
     assert GenerateRequest(image=b"a").prompt == ""  # type: ignore[arg-type]
-    assert GenerateRequest(embedding=[1.0]).looks  # type: ignore[arg-type]
+    assert GenerateRequest(image_embedding=[1.0]).looks  # type: ignore[arg-type]
     with pytest.raises(InvalidRequest, match="prompt: is missing"):
         GenerateRequest()
 

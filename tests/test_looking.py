@@ -63,7 +63,7 @@ def test_variations_are_the_references(
     with torch.no_grad():
         pixels = CLIP(PHOTO, return_tensors="pt").pixel_values
         embedding = pipeline.image_encoder(pixels).image_embeds
-    close(latents_of(model, embedding=embedding, **given), theirs)
+    close(latents_of(model, image_embedding=embedding, **given), theirs)
     with pytest.raises(AssertionError):
         close(latents_of(model, image=PHOTO.rotate(180), **given), theirs)
 
@@ -127,7 +127,7 @@ def test_pictures_are_mixed_by_their_weights(tmp_path: Path) -> None:
     two = [PHOTO, photo(24, 24, 1)]
     rows = [images.embed(model, [each]) for each in two]
     mixed = latents_of(model, images=two, image_weights=[1, 3], **given)
-    close(mixed, latents_of(model, embedding=rows[0] / 4 + rows[1] * 3 / 4, **given), 1e-5)
+    close(mixed, latents_of(model, image_embedding=rows[0] / 4 + rows[1] * 3 / 4, **given), 1e-5)
     alone = latents_of(model, images=two, image_weights=[1, 0], **given)
     close(alone, latents_of(model, image=PHOTO, **given), 1e-5)
     with pytest.raises(AssertionError):

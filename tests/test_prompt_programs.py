@@ -9,6 +9,8 @@ import torch
 from micro_models import MICRO, micro_model, toy_model
 from safelight.conditioning import encode_prompts, script
 from safelight.diffusion.guidance import Step
+from safelight.diffusion.solvers import Ask
+from safelight.engine import Engine, Picture
 from safelight.errors import InvalidRequest
 from safelight.generate import Generator, course
 from safelight.request import GenerateRequest, ImageResult
@@ -154,3 +156,43 @@ def test_clip_skip_in_both_counts():
         GenerateRequest.from_kwargs(prompt="a", CLIP_stop_at_last_layers=0)
     with pytest.raises(InvalidRequest, match="means the same as clip_skip"):
         GenerateRequest.from_kwargs(prompt="a", clip_skip=1, CLIP_stop_at_last_layers=2)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "scale"),
+    [
+        ("a red cube", 3.0),
+        ("a red cube AND a blue ball :0.6 AND a sphere :-0.3", 3.0),
+        ("a cube AND a ball :-0.5", 2.0),  # guidance takes no unconditional, its rescale does
+        ("a cube AND a ball", 1.0),
+    ],
+)
+def test_rescale_goes_towards_all_parts_without_guidance(prompt, scale):
+    """Lin et al. 2024, Eq. 15 and 16, with the conditional prediction u + Σ w (c - u)."""
+    model = toy_model()
+    request = GenerateRequest(
+        prompt=prompt, negative_prompt="dark", weighting="a1111", steps=1, seed=5,
+        guidance_scale=scale, guidance_rescale=0.7,
+    ).resolved(MICRO)  # fmt: skip
+    play = course.screenplay(model, request, course.plot(model, request))
+    told = course.branches(model, request, play)
+    x = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+
+    def once():
+        return (yield Ask(x, 500.0, 0, 1, 1.0, "epsilon"))
+
+    made = Picture(once(), told, play.program, rescale=0.7, unguided=play.unguided)
+    Engine(model).run([made])
+    read = {"".join(t for t, _ in text.fragments).strip(): k for k, text in enumerate(play.texts)}
+    u, *said = (
+        model.unet(x, torch.tensor([500.0]), told[read[words]].tokens[None])
+        for words in ["dark", *(part.split(" :")[0] for part in prompt.split(" AND "))]
+    )
+    weights = [float(f"{part} :1".split(" :")[1]) for part in prompt.split(" AND ")]
+    away = sum(w * (c - u) for w, c in zip(weights, said, strict=True))
+    guided, plain = u + scale * away, u + away
+    wanted = guided * (0.7 * plain.std() / guided.std() + 0.3)
+    assert torch.allclose(made.result(), wanted, atol=1e-5)
+    last = guided * (0.7 * said[-1].std() / guided.std() + 0.3)
+    if " AND " in prompt and scale > 1:
+        assert not torch.allclose(made.result(), last, atol=1e-4)

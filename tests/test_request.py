@@ -234,9 +234,12 @@ def test_the_digest_tells_requests_apart_and_stays() -> None:
     assert a.replace(seed=7).canonical() == (
         '{"clip_skip":null,"count":1,"deterministic":false,"eta":null,"guidance_interval":null,'
         '"guidance_rescale":0.0,"guidance_scale":null,"height":null,"negative_prompt":"",'
-        '"preview_every":0,"prompt":"a cone","safety":null,"sampler":null,"sampler_options":{},'
-        '"schedule":null,"schema":1,"seed":7,"steps":null,"weighting":"none","width":null}'
+        '"preview_every":0,"prompt":"a cone","sampler":null,"sampler_options":{},"schedule":null,'
+        '"schema":1,"seed":7,"steps":null,"weighting":"none","width":null}'
     )
+    said = json.loads(a.replace(safety="blur", loras=("x",)).canonical())
+    assert {*said} == {*json.loads(a.canonical()), "safety", "loras"}
+    assert GenerateRequest.from_json(said).safety == "blur"
 
 
 @pytest.mark.parametrize(

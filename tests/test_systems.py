@@ -13,11 +13,14 @@ from PIL import Image
 from micro_models import MICRO, micro_model, toy_model
 from micro_systems import half_mask, photo, system, system_spec
 from safelight import presets, provenance
-from safelight.errors import InvalidRequest, MissingExtra
+from safelight.cli.models import write
+from safelight.conditioning.planes import ESTIMATOR
+from safelight.errors import InvalidRequest, MissingExtra, WeightsError
 from safelight.generate import Generator
 from safelight.generate.able import check
 from safelight.generate.course import picture, plot
 from safelight.generate.scene import crop_box
+from safelight.model import Model
 from safelight.request import GenerateRequest, ImageResult
 from safelight.spec import ModelSpec, PriorSpec
 
@@ -224,7 +227,7 @@ CANNOT: list[tuple[str, dict[str, Any], str, str]] = [
     ("sd-v1", {"depth": photo()}, "depth", "depth"),
     ("sd-v1", {"noise_level": 3}, "noise_level", "unclip, x4-upscaler"),
     ("sd-v1", {"images": [photo()]}, "images", "image-variations, unclip"),
-    ("sd-v1", {"embedding": [1.0]}, "embedding", "image-variations, unclip"),
+    ("sd-v1", {"image_embedding": [1.0]}, "image_embedding", "image-variations, unclip"),
     ("sd-v1", {"prior_steps": 3}, "prior_steps", "no prior"),
     ("inpaint", {}, "image", "repaints a picture"),
     ("x4-upscaler", {}, "image", "enlarges a picture"),
@@ -232,7 +235,7 @@ CANNOT: list[tuple[str, dict[str, Any], str, str]] = [
     ("depth", {}, "depth", "follows a depth map"),
     ("unclip", {}, "image", "a prior for text alone"),
     ("unclip", {"image": photo(), "strength": 0.5}, "strength", "sd-v1"),
-    ("unclip", {"embedding": [1.0, 2.0]}, "embedding", "reads 16"),
+    ("unclip", {"image_embedding": [1.0, 2.0]}, "image_embedding", "reads 16"),
     ("image-variations", {"image": photo()}, "prompt", "reads no text"),
     ("image-variations", {**WORDLESS, "negative_prompt": "a"}, "negative_prompt", "reads no text"),
     ("image-variations", {**WORDLESS, "noise_level": 3}, "noise_level", "unclip"),
@@ -294,7 +297,8 @@ def test_unclip_says_what_its_noise_levels_mean() -> None:
     assert apart(zero, last) > 0
 
 
-def test_the_prior_makes_pictures_from_text_alone() -> None:
+def chain() -> Generator:
+    """unCLIP with a prior in front."""
     text = MICRO.text
     assert text is not None
     prior = PriorSpec(
@@ -306,7 +310,11 @@ def test_the_prior_makes_pictures_from_text_alone() -> None:
         text=text.replace(projection_width=16),
         steps=3,
     )
-    made = system("unclip", prior=prior)
+    return system("unclip", prior=prior)
+
+
+def test_the_prior_makes_pictures_from_text_alone() -> None:
+    made = chain()
     (a,) = made.generate(CUBE, seed=1, steps=2)
     (b,) = made.generate("a cone", seed=1, steps=2)
     assert (a.request.prior_steps, a.request.prior_guidance_scale) == (3, 4.0)
@@ -315,6 +323,28 @@ def test_the_prior_makes_pictures_from_text_alone() -> None:
     assert looking.request.prior_steps is None
     with pytest.raises(InvalidRequest, match="prior_steps"):
         made.generate(CUBE, image=photo(), prior_steps=3)
+
+
+def test_the_prior_reads_the_prompt_without_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = chain()
+    assert made.model.prior is not None
+    heard: list[str] = []
+    sample = made.model.prior.sample
+
+    def listen(prompt: str, *arguments: Any, **options: Any) -> torch.Tensor:
+        heard.append(prompt)
+        return sample(prompt, *arguments, **options)
+
+    monkeypatch.setattr(made.model.prior, "sample", listen)
+    given: dict[str, Any] = {"seed": 1, "steps": 2}
+    (plain,) = made.generate("a red cube", **given)
+    (same,) = made.generate("a (red:1.0) cube", weighting="a1111", **given)
+    (other,) = made.generate("a (red:1.8) cube", weighting="a1111", **given)
+    made.generate("a red++ (cube)0.5", weighting="compel", **given)
+    made.generate("a (red:1.2) cube", **given)
+    assert heard == [*4 * ["a red cube"], "a (red:1.2) cube"]
+    assert apart(plain, same) == 0
+    assert apart(plain, other) > 0
 
 
 def test_depth_from_a_map_alone_and_without_the_estimator(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,6 +358,27 @@ def test_depth_from_a_map_alone_and_without_the_estimator(monkeypatch: pytest.Mo
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(MissingExtra, match=r"safelight\[depth\]"):
         made.generate(CUBE, image=photo(), seed=1, steps=2)
+
+
+@pytest.mark.parametrize("local_only", [True, None])
+def test_the_estimator_is_fetched_only_where_the_network_may_be_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, local_only: bool | None
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    asked: list[tuple[str, bool]] = []
+
+    def from_pretrained(place: str, *, local_files_only: bool) -> Any:
+        asked.append((place, local_files_only))
+        raise OSError("not in the cache")
+
+    loader = transformers.DPTForDepthEstimation
+    monkeypatch.setattr(loader, "from_pretrained", from_pretrained)
+    write(system("depth").model, tmp_path / "depth")
+    made = Generator(Model.load(tmp_path / "depth", device="cpu", local_only=local_only))
+    words = "network may not be asked" if local_only else "cannot be read: not in the cache"
+    with pytest.raises(WeightsError, match=f"{ESTIMATOR}.*{words}.*Give a depth map"):
+        made.generate(CUBE, image=photo(), seed=1, steps=2)
+    assert asked == [(ESTIMATOR, bool(local_only))]
 
 
 def test_a_picture_is_made_again_from_its_file_and_the_one_it_came_from(

@@ -27,6 +27,9 @@ class Line:
     def data_digest(self) -> str:
         return "line"
 
+    def data_report(self) -> dict[str, Any]:
+        return {}
+
     def batch(self, start: int, count: int) -> Any:
         rows = [key(0, start + i, 1).standard_normal(4, dtype=np.float32) for i in range(count)]
         table = torch.from_numpy(np.stack(rows))

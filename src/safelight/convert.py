@@ -1,13 +1,11 @@
-"""A published folder to an original single file, and the other way round; a model to a folder.
+"""A published folder to an original single file, and the other way round.
 
 Tensors are renamed and laid out anew, never computed: there and back again is equal bit by bit.
-A conversion loads nothing into networks; tensors are read one at a time.
+Nothing is loaded into networks; tensors are read one at a time.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,16 +14,13 @@ import torch
 from torch import Tensor
 
 from safelight.errors import InvalidRequest, WeightsError
-from safelight.model import Model, read_tokenizer
+from safelight.model import read_tokenizer
 from safelight.spec import PriorSpec
 from safelight.store import karlo
-from safelight.store.checkers import attach_checker
-from safelight.store.clip_stats import identity
-from safelight.store.components import find_weights, read_json
 from safelight.store.folder import FolderContents, read_folder, write_folder
-from safelight.store.prior import write_prior
+from safelight.store.prior import write_prior_net
 from safelight.store.single_file import read_single_file, write_single_file
-from safelight.store.weights import StateDict, read_weights, save_safetensors
+from safelight.store.weights import StateDict, read_weights
 
 _SINGLE = (".safetensors", ".sft")
 _PARTS = ("unet", "vae", "text", "vision", "image_normalizer")
@@ -74,60 +69,6 @@ def convert(
     return _to_folder(read_single_file(source, **original), source, target, kind)
 
 
-def export(model: Model, folder: str | Path, dtype: str | None = None) -> None:
-    """Write a loaded model as a folder in the published layout, which ``diffusers`` loads too.
-
-    Its safety checker, prior, statistics and depth estimator go with it. Text-to-image pipelines
-    have no vision tower: it stays out.
-
-    Args:
-        folder: a new or empty one.
-        dtype: of the tensors; None keeps theirs.
-    """
-    folder, spec = Path(folder), model.spec
-    if spec.family not in ("image-variations", "unclip"):
-        spec = spec.replace(vision=None)
-    kind = None if dtype is None else _DTYPES[dtype]
-    states: dict[str, Mapping[str, Tensor]] = {
-        part: net.state_dict()
-        for part, net in model.networks.items()
-        if part != "vision" or spec.vision is not None
-    }
-    configs: dict[str, Mapping[str, Any]] = {}
-    if spec.family == "unclip":
-        width = spec.unet.class_embedding_size // 2
-        given = model.normaliser
-        states["image_normalizer"] = (
-            identity(width, folder) if given is None else {"mean": given[0], "std": given[1]}
-        )
-        configs["image_normalizer"] = _normalizer_config(width)
-    write_folder(folder, spec, states, model.tokenizer, dtype=kind, component_configs=configs)
-    if model.prior is not None:
-        prior = model.prior
-        nets = (prior.net.state_dict(), prior.text.state_dict())
-        write_prior(folder, prior.spec, *nets, prior.tokenizer, dtype=kind)
-    if model.checker is not None:
-        attach_checker(folder, model.checker.spec, model.checker.head.state_dict())
-    if spec.family == "depth":
-        _copy_estimator(Path(model.source), folder)
-
-
-def _copy_estimator(source: Path, target: Path) -> None:
-    """A depth model's estimator is another library's: it goes along as it lies there."""
-    if not (source / "depth_estimator").is_dir():
-        return
-    there, index = (read_json(place / "model_index.json") for place in (source, target))
-    for name in ("depth_estimator", "feature_extractor"):
-        if (source / name).is_dir():
-            shutil.copytree(source / name, target / name)
-            index[name] = there[name]
-    (target / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
-def _normalizer_config(width: int) -> dict[str, Any]:
-    return {"_class_name": "StableUnCLIPImageNormalizer", "embedding_dim": width}
-
-
 def _to_file(contents: FolderContents, target: Path, dtype: torch.dtype | None) -> dict[str, Any]:
     states = {p: s for p, s in contents.tensors.items() if p in _PARTS}
     spec, notes = contents.spec, list(contents.notes)
@@ -147,14 +88,7 @@ def _to_folder(
     contents: FolderContents, source: Path, target: Path, dtype: torch.dtype | None
 ) -> dict[str, Any]:
     tokenizer = read_tokenizer(contents, source)
-    configs: dict[str, Mapping[str, Any]] = {}
-    statistics = contents.tensors.get("image_normalizer")
-    if statistics is not None:
-        width = statistics.entries["mean"].shape[1]
-        configs["image_normalizer"] = _normalizer_config(width)
-    write_folder(
-        target, contents.spec, contents.tensors, tokenizer, dtype=dtype, component_configs=configs
-    )
+    write_folder(target, contents.spec, contents.tensors, tokenizer, dtype=dtype)
     return _done(contents.spec.name, contents.spec.family, target, list(contents.notes))
 
 
@@ -164,11 +98,7 @@ def _prior_to_folder(
     for name in set(original) - {"clip_stats"}:
         raise InvalidRequest(name, "a prior has no use for it.")
     spec, state = karlo.read_karlo_prior(source, original.get("clip_stats"))
-    place = target / "prior"
-    place.mkdir(parents=True)
-    (place / "config.json").write_text(json.dumps(karlo.prior_config(spec), indent=2) + "\n")
-    entries = {name: entry.cast(dtype) for name, entry in state.entries.items()}
-    save_safetensors(place / "diffusion_pytorch_model.safetensors", state.replace(entries))
+    write_prior_net(target / "prior", spec, state, dtype)
     note = (
         "a prior needs CLIP L's text tower with projection too: put text_encoder/ and tokenizer/ "
         "of openai/clip-vit-large-patch14 beside prior/"
@@ -177,6 +107,8 @@ def _prior_to_folder(
 
 
 def _prior_to_file(folder: Path, target: Path, dtype: torch.dtype | None) -> dict[str, Any]:
+    from safelight.store.components import find_weights, read_json
+
     config = read_json(folder / "config.json")
     weights, _ = find_weights(folder)
     if weights is None:

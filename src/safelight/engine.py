@@ -63,7 +63,9 @@ class Picture:
     """By :mod:`safelight.diffusion.guidance`'s custom 0 is unconditional, 1 the prompt."""
     program: guidance.Program
     rescale: float = 0.0
-    """Guidance rescale, towards the spread of branch 1."""
+    """Guidance rescale, towards the spread of ``unguided``."""
+    unguided: guidance.Program | None = None
+    """What ``program`` would be at a guidance scale of 1; None: branch 1 alone."""
     on_step: Callable[[Progress], None] | None = None
     """Called after every step, on whatever thread made it; must be quick."""
     alone: bool = False
@@ -121,6 +123,28 @@ class Picture:
         self._done.set()
 
 
+@dataclass(frozen=True)
+class _Mix:
+    """What a picture asks about at a step, and how its answers add up."""
+
+    branches: tuple[int, ...]
+    guided: list[float]
+    unguided: list[float]
+    """For the rescale; the same where there is none."""
+
+    @classmethod
+    def of(cls, picture: Picture, ask: Ask) -> _Mix:
+        step = guidance.Step(ask.index, ask.total, ask.timestep, ask.sigma)
+        guided = dict(picture.program(step))
+        if not picture.rescale:
+            return cls(tuple(guided), [*guided.values()], [*guided.values()])
+        unguided = dict((picture.unguided or guidance.plain())(step))
+        # Weights that cancel leave branches out, of either.
+        branches = tuple({**guided, **unguided})
+        weights = ([side.get(b, 0.0) for b in branches] for side in (guided, unguided))
+        return cls(branches, *weights)
+
+
 @dataclass(eq=False)
 class _Row:
     """One branch of one picture in a network call."""
@@ -144,8 +168,8 @@ class Engine:
         self._waiting: list[Picture] = []
         self._live: list[Picture] = []
         """Whose, together with the ticks, the baton's holder is."""
-        self.ticks, self.calls = 0, 0
-        """Ticks and network calls so far, for tests and metrics."""
+        self.ticks, self.calls, self.work = 0, 0, 0
+        """Ticks, network calls, and latent cells times branches in them, so far: for metrics."""
 
     def submit(self, pictures: Sequence[Picture]) -> None:
         """Add pictures; they join at the next tick, which whoever waits for one makes."""
@@ -220,14 +244,12 @@ class Engine:
     def _tick(self, live: list[Picture]) -> None:
         """Answer every live picture's question once."""
         groups: defaultdict[object, list[_Row]] = defaultdict(list)
-        weights: dict[int, list[float]] = {}
+        mixes: dict[int, _Mix] = {}
         for picture in live:
             ask = picture._ask
             assert ask is not None
-            step = guidance.Step(ask.index, ask.total, ask.timestep, ask.sigma)
-            chosen = picture.program(step)
-            weights[id(picture)] = [w for _, w in chosen]
-            for branch, _ in chosen:
+            mix = mixes[id(picture)] = _Mix.of(picture, ask)
+            for branch in mix.branches:
                 conditioning = picture.branches[branch]
                 shape = (tuple(ask.x.shape), conditioning.shape, id(self._runtime(picture)))
                 key = (shape, id(picture)) if picture.alone else shape
@@ -248,23 +270,25 @@ class Engine:
         self.ticks += 1  # before answers: the last one wakes whoever waits, and may ask
         for picture in live:
             if not picture.done:
-                self._answer(picture, answers[id(picture)], weights[id(picture)])
+                self._answer(picture, answers[id(picture)], mixes[id(picture)])
 
     def _call(self, rows: list[_Row]) -> Tensor:
         self.calls += 1
+        self.work += sum(row.ask.x.shape[-1] * row.ask.x.shape[-2] for row in rows)
         asked = [Row(row.ask.x, row.ask.timestep, row.conditioning) for row in rows]
         return self._runtime(rows[0].picture).predict(asked)
 
     def _runtime(self, picture: Picture) -> Prepared:
         return (picture.model or self.model).runtime
 
-    def _answer(self, picture: Picture, predictions: list[Tensor], weights: list[float]) -> None:
+    def _answer(self, picture: Picture, predictions: list[Tensor], mix: _Mix) -> None:
         ask = picture._ask
         assert ask is not None
         with _solving(picture):
-            guided = guidance.combine(predictions, weights)
-            if picture.rescale and len(predictions) > 1:
-                guided = guidance.rescaled(guided, predictions[-1], picture.rescale)
+            guided = guidance.combine(predictions, mix.guided)
+            if mix.unguided != mix.guided:
+                plain = guidance.combine(predictions, mix.unguided)
+                guided = guidance.rescaled(guided, plain, picture.rescale)
             if not bool(torch.isfinite(guided).all()):
                 raise NonFinite(f"the network answered NaN at step {ask.index + 1} of {ask.total}")
             if picture.on_step is not None:

@@ -50,6 +50,10 @@ class WeightsError(SafelightError):
         super().__init__(f"{file}: {problem}" + (f" {fix}" if fix else ""))
 
 
+class VariantNotFound(WeightsError):
+    """A folder has no weights of the variant (``fp16``) that was asked for."""
+
+
 class MissingExtra(SafelightError, ImportError):
     """A feature needs an optional dependency that is not installed."""
 

@@ -25,6 +25,7 @@ from safelight.checker import NO_CHECKER, Checker
 from safelight.conditioning.prior import PriorModel
 from safelight.diffusion.schedule import Schedule
 from safelight.errors import InvalidRequest, ModelNotFound, WeightsError
+from safelight.names import DEFAULT_MODEL
 from safelight.nets.clip import TextTower, VisionTower
 from safelight.nets.prior import Prior
 from safelight.nets.unet import UNet
@@ -100,6 +101,8 @@ class Model:
     """Picture embeddings from prompts (unCLIP with CLIP L)."""
     checker: Checker | None = None
     """Its safety checker: pictures are looked at before anybody sees them."""
+    local_only: bool = False
+    """Never ask the network for what is only fetched when it is needed (the depth estimator)."""
     text_cache: Cache[Tensor] = field(default_factory=Cache)
     picture_cache: Cache[Any] = field(default_factory=lambda: Cache(32))
     """What was read from pictures, by their digest."""
@@ -143,7 +146,7 @@ class Model:
     @classmethod
     def load(
         cls,
-        name: str | Path = "tiny",
+        name: str | Path = DEFAULT_MODEL,
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
@@ -180,6 +183,7 @@ class Model:
         model = cls._loaded(
             name, device, dtype, variant, local_only, prior, original, own_checker=checker is None
         )
+        model.local_only = bool(local_only)
         if checker is not None:
             model.checker = checker.to(model.device, model.dtype)
         found = (NO_CHECKER,) if model.checker is None else model.checker.notes
@@ -240,7 +244,9 @@ def _tell_licence(notice: str) -> None:
     logging.getLogger("safelight.licence").warning(notice)
 
 
-def load_tokenizer(name: str | Path = "tiny", *, local_only: bool | None = None) -> Tokenizer:
+def load_tokenizer(
+    name: str | Path = DEFAULT_MODEL, *, local_only: bool | None = None
+) -> Tokenizer:
     """The tokenizer of a model, without its networks.
 
     Raises:
@@ -271,10 +277,15 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     except RuntimeError:
         raise InvalidRequest("device", f"unknown device {device!r}.", "cpu, cuda or mps") from None
     if place.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidRequest("device", "this PyTorch finds no CUDA device.", "Use --device cpu.")
+        raise _absent(place, "CUDA device")
     if place.type == "mps" and not torch.backends.mps.is_available():
-        raise InvalidRequest("device", "this PyTorch finds no Apple GPU.", "Use --device cpu.")
+        raise _absent(place, "Apple GPU")
     return place
+
+
+def _absent(place: torch.device, kind: str) -> InvalidRequest:
+    problem = f"{place} was asked for, but this PyTorch finds no {kind}."
+    return InvalidRequest("device", problem, "Use the device cpu (--device cpu).")
 
 
 def pick_dtype(dtype: str | torch.dtype | None, device: torch.device, *, tiny: bool) -> torch.dtype:

@@ -15,6 +15,9 @@ from difflib import get_close_matches
 
 from safelight.errors import InvalidRequest
 
+DEFAULT_MODEL = "tiny-v"
+"""What is loaded where no model is named: the shipped one that scores best."""
+
 
 @dataclass(frozen=True)
 class Sampler:

@@ -145,6 +145,6 @@ TINY = ModelSpec(
     vision=TINY_VISION,
     schedule=ScheduleSpec(sampler="dpm++2m"),
     steps=25,
-    guidance_scale=3.0,
+    guidance_scale=4.0,
 )
 TINY_V = TINY.replace(name="tiny-v", schedule=TINY.schedule.replace(prediction_type="v"))

@@ -54,25 +54,12 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 """Number of the request's JSON schema; raised when a field changes its meaning."""
-LATER = (
-    "image",
-    "images",
-    "image_weights",
-    "mask",
-    "mask_feather",
-    "mask_crop",
-    "depth",
-    "strength",
-    "strength_rule",
-    "noise_level",
-    "embedding",
-    "picture_fit",
-    "prior_steps",
-    "prior_guidance_scale",
-    "loras",
-    "embeddings",
+FIRST = (
+    *("prompt", "negative_prompt", "steps", "guidance_scale", "guidance_rescale"),
+    *("guidance_interval", "sampler", "schedule", "sampler_options", "eta", "width", "height"),
+    *("seed", "count", "clip_skip", "weighting", "deterministic", "preview_every"),
 )
-"""Fields that came after the first schema."""
+"""Fields of the first requests that were written into pictures."""
 MAX_SEED = 2**63 - 1
 _ETA = ("ddim", "euler-a")
 
@@ -93,6 +80,7 @@ ALIASES: dict[str, str] = {
     "batch_size": "count",
     "batch_count": "count",
     "images_per_prompt": "count",
+    "num_images": "count",
     "w": "width",
     "h": "height",
     "dialect": "weighting",
@@ -106,9 +94,10 @@ ALIASES: dict[str, str] = {
     "padding_mask_crop": "mask_crop",
     "depth_map": "depth",
     "denoising_strength": "strength",
-    "image_embeds": "embedding",
+    "image_embeds": "image_embedding",
     "prior_num_inference_steps": "prior_steps",
     "lora": "loras",
+    "lora_name": "loras",
     "textual_inversions": "embeddings",
 }
 """What other programs call a field. A1111's ``batch_size`` and ``n_iter`` together multiply."""
@@ -168,7 +157,7 @@ class GenerateRequest(Record):
     """What to do with a flagged picture. None: as the cards have it (flag it and give a black
     picture) where the model has a checker."""
 
-    # Pictures. In the canonical JSON these fields stand only where they are given.
+    # Pictures.
     image: Picture | None = None
     """The picture to start from (text-to-image, depth), to repaint (inpainting), to enlarge (x4),
     or to make others like (variations, unCLIP)."""
@@ -192,7 +181,7 @@ class GenerateRequest(Record):
     last ``int(steps * strength)``, and at 1 keeps a trace of the image."""
     noise_level: Annotated[Whole, Field(ge=0, le=1000)] | None = None
     """Noise put on the picture that is looked at: unCLIP 0..999, x4 0..350."""
-    embedding: Row | None = None
+    image_embedding: Row | None = None
     """A CLIP picture embedding instead of a picture (variations, unCLIP)."""
     picture_fit: Literal["crop", "square"] | None = None
     """How CLIP sees a picture: ``crop`` the middle of it (the published folders), ``square`` all of
@@ -278,8 +267,8 @@ class GenerateRequest(Record):
     def _pictures_agree(self) -> Self:
         if self.image is not None and self.images:
             raise InvalidRequest("images", "comes with image.", "Give all of them in images.")
-        if self.embedding is not None and (self.image is not None or self.images):
-            raise InvalidRequest("embedding", "comes with a picture.", "Give one of them.")
+        if self.image_embedding is not None and (self.image is not None or self.images):
+            raise InvalidRequest("image_embedding", "comes with a picture.", "Give one of them.")
         given = len(self.images) or int(self.image is not None)
         if self.image_weights is not None:
             if len(self.image_weights) != given:
@@ -298,7 +287,7 @@ class GenerateRequest(Record):
     @property
     def looks(self) -> bool:
         """Whether a picture, or its embedding, comes with it."""
-        return self.image is not None or bool(self.images) or self.embedding is not None
+        return self.image is not None or bool(self.images) or self.image_embedding is not None
 
     @property
     def pictures(self) -> dict[str, PictureInput]:
@@ -347,7 +336,7 @@ class GenerateRequest(Record):
         """
         fields: dict[str, Any] = {}
         written: dict[str, str] = {}
-        for name, value in arguments.items():
+        for name, value in _whole_fields(arguments).items():
             plain = ALIASES.get(name, name)
             if name == "scheduler" and isinstance(value, str) and _is_sampler(value):
                 plain = "sampler"
@@ -432,13 +421,12 @@ class GenerateRequest(Record):
     def canonical(self) -> str:
         """JSON that is equal for equal requests: every field, sorted, with the schema's number.
 
-        Fields that came after the first schema stand there only where they are not at their
+        Fields that came after the first ones stand there only where they are not at their
         default, so that what older versions wrote keeps its digest.
         """
         fields = self.model_dump(mode="json")
-        plain = {name: cls.default for name, cls in type(self).model_fields.items()}
-        for name in LATER:
-            if getattr(self, name) == plain[name]:
+        for name, info in type(self).model_fields.items():
+            if name not in FIRST and getattr(self, name) == info.default:
                 del fields[name]
         return canonical_json({"schema": SCHEMA, **fields})
 
@@ -501,6 +489,28 @@ def _skipped(name: str, value: Any) -> int | None:
     if number < 1:
         raise InvalidRequest(name, f"must be at least 1, not {number}.")
     return number - 1
+
+
+def _whole_fields(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """DeepInfra's fields that are halves or answers of ours: whether to read weights
+    (``use_compel``), and a LoRA's name apart from its scale, where no name is no LoRA."""
+    fields = dict(arguments)
+    if (compel := fields.pop("use_compel", None)) is not None:
+        if not isinstance(compel, bool):
+            raise InvalidRequest("use_compel", f"must be true or false, not {shown(compel)}.")
+        if compel:
+            if any(ALIASES.get(name, name) == "weighting" for name in fields):
+                raise InvalidRequest("use_compel", "comes with another dialect.", "Give one.")
+            fields["weighting"] = "compel"
+    scale = fields.pop("lora_scale", None)
+    for name in ("lora", "lora_name"):
+        if fields.get(name) == "":
+            del fields[name]
+        elif scale is not None and isinstance(fields.get(name), str):
+            fields[name], scale = [(fields[name], scale)], None
+    if scale is not None and "loras" in {ALIASES.get(name, name) for name in fields}:
+        raise InvalidRequest("lora_scale", "is for one LoRA by its name.", "Give loras=[(name, 1)]")
+    return fields
 
 
 def _product(a: Any, b: Any, first: str, second: str) -> int:

@@ -17,6 +17,7 @@ from micro_models import toy_model
 from micro_systems import half_mask, photo, system
 from safelight.cli.main import main
 from safelight.model import Model
+from safelight.names import DEFAULT_MODEL
 
 CUBE = "a red cube on top of a blue sphere"
 
@@ -32,9 +33,9 @@ def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A working folder with a picture, a mask, and a model for every name."""
     made: dict[str, Model] = {}
 
-    def load(name: str = "tiny", **options: Any) -> Model:
+    def load(name: str = DEFAULT_MODEL, **options: Any) -> Model:
         if name not in made:
-            made[name] = toy_model() if name == "tiny" else system(name).model
+            made[name] = toy_model() if name == DEFAULT_MODEL else system(name).model
             made[name].source = name
         return made[name]
 

@@ -22,21 +22,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_cards_of_v1_and_small_sd(folder: Path, tmp_path: Path) -> None:
-    # from diffusers import StableDiffusionPipeline
-    from safelight.compat import StableDiffusionPipeline
-
-    model_id = str(folder)
-    pipe = StableDiffusionPipeline.from_pretrained(model_id, torch_dtype=torch.float16)
-    pipe = pipe.to("cpu", torch.float32)
-
-    prompt = "an apple, 4k"
-    image = pipe(prompt).images[0]
-
-    image.save(tmp_path / "apple.png")
-    assert image.size == (32, 32)
-
-
 def test_a_face_makes_the_picture_that_generate_makes(folder: Path) -> None:
     pipe = compat.StableDiffusionPipeline.from_pretrained(folder)
     generator = torch.Generator().manual_seed(7)

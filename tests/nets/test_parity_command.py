@@ -17,14 +17,12 @@ from safelight.nets.vae import VAE
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert parity.main(["--models", "micro", "--side", "4", "--out", str(tmp_path)]) == 0
     table = capsys.readouterr().out
-    assert [row.split(" | ")[1] for row in table.splitlines()[1:8]] == [
+    assert [row.split(" | ")[1] for row in table.splitlines()[1:6]] == [
         "unet",
         "vae encode",
         "vae decode",
         "text",
         "vision",
-        "prior",
-        "prior text",
     ]
     report = next(tmp_path.glob("parity-*.md")).read_text()
     assert "Everything agrees." in report
@@ -60,4 +58,18 @@ def test_parameter_counts_are_the_published_ones() -> None:
 
 def test_shared_networks_run_once() -> None:
     found = parity.networks(["sd15", "unclip-h", "small"], ["unet", "vae", "text", "vision"])
-    assert sorted(len(names) for *_, names in found) == [1, 1, 1, 1, 1, 2, 2, 3]
+    assert sorted(len(network.systems) for network in found) == [1, 1, 1, 1, 1, 2, 2, 3]
+    every = parity.networks([name for name in parity.SYSTEMS if name != "micro"], parity.PARTS)
+    assert len(every) == 16
+    assert sum(network.part == "prior" for network in every) == 1
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--models", "micro", "--side", "4", "--no-faults", "--out", str(tmp_path)]
+    assert parity.main([*arguments, "--parts", "text"]) == 0
+    capsys.readouterr()
+    assert parity.main([*arguments, "--parts", "text,prior", "--resume"]) == 0
+    ran = [row.split(" | ")[1] for row in capsys.readouterr().out.splitlines()[1:-1]]
+    assert ran == ["prior"]
+    kept = json.loads(next(tmp_path.glob("parity-*.json")).read_text())["networks"]
+    assert [network["part"] for network in kept] == ["text", "prior"]

@@ -41,6 +41,22 @@ def test_none_is_text():
 
 
 @pytest.mark.parametrize(
+    ("dialect", "prompt", "words"),
+    [
+        ("none", "a (red:1.2)  cube", "a (red:1.2) cube"),
+        ("a1111", "a (red:1.2) cube, [dark]", "a red cube, dark"),
+        ("a1111", r"a \(red\) [cow|horse] [young:old:0.5] <lora:x:1>", "a (red) cow young"),
+        ("a1111", "a cat AND a dog :-0.5 AND a bird :0.4", "a cat a bird"),
+        ("compel", "a red++ cube (on top)0.5 of", "a red cube on top of"),
+        ("compel", '("a cat", "a dog").blend(1, -0.5)', "a cat"),
+        ("compel", '("a cat", "a (dog)0").and()', "a cat a"),
+    ],
+)
+def test_a_prompt_without_its_weights(dialect, prompt, words):
+    assert parse(prompt, dialect).words(4) == words
+
+
+@pytest.mark.parametrize(
     ("prompt", "expected"),
     [
         ("", [("", 1)]),

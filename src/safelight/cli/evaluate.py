@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safelight.errors import InvalidRequest, SafelightError
+from safelight.names import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +20,9 @@ LISTS = ("seen", "held_out", "single", "pair")
 
 
 def command(
-    model: Annotated[str, typer.Option("-m", "--model", help="A model's name or folder.")] = "tiny",
+    model: Annotated[
+        str, typer.Option("-m", "--model", help="A model's name or folder.")
+    ] = DEFAULT_MODEL,
     lists: Annotated[
         str, typer.Option("--list", help="Which prompt lists, separated by commas.")
     ] = ",".join(LISTS),

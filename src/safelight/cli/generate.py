@@ -19,6 +19,7 @@ from safelight import __version__, names
 from safelight.cli import adapters, naming, original, show
 from safelight.errors import Cancelled, InvalidRequest, SafelightError
 from safelight.inputs import MAX_BYTES
+from safelight.names import DEFAULT_MODEL
 from safelight.request import GenerateRequest, ImageResult, Outcome
 from safelight.store import pictures
 
@@ -53,7 +54,7 @@ def command(
     ] = "",
     model: Annotated[
         str, typer.Option("-m", "--model", help="A shipped name, a folder, a file or a hub id.")
-    ] = "tiny",
+    ] = DEFAULT_MODEL,
     steps: Annotated[
         int | None,
         typer.Option("--steps", "--num-inference-steps", help="Sampling steps. [default: card's]"),

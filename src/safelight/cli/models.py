@@ -47,6 +47,9 @@ def export(
     dtype: Annotated[
         Stored, typer.Option("--dtype", help="Number format of the weights.")
     ] = Stored.float32,
+    prior: Annotated[
+        Path | None, typer.Option("--prior", help="A prior to put in front (unCLIP l).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Write a model as a folder in the published layout, which diffusers loads too."""
@@ -54,7 +57,7 @@ def export(
         raise InvalidRequest("folder", f"{folder} is not empty.", "Name a new one.")
     from safelight.model import Model
 
-    model = Model.load(name, device="cpu")
+    model = Model.load(name, device="cpu", prior=prior)
     write(model, folder, dtype.value)
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     if as_json:
@@ -97,10 +100,33 @@ def convert(
 
 
 def write(model: Any, folder: Path, dtype: str | None = None) -> None:
-    """A loaded model as a folder (:func:`safelight.convert.export`)."""
-    from safelight.convert import export as work
+    """A loaded model as a folder, whole. Text-to-image pipelines have no vision tower: it stays
+    out."""
+    import torch
 
-    work(model, folder, dtype)
+    from safelight.store.checkers import attach_checker
+    from safelight.store.folder import copy_parts, write_folder
+    from safelight.store.prior import attach_prior
+
+    spec = model.spec
+    if spec.family not in ("image-variations", "unclip"):
+        spec = spec.replace(vision=None)
+    states = {
+        part: net.state_dict()
+        for part, net in model.networks.items()
+        if part != "vision" or spec.vision is not None
+    }
+    if model.normaliser is not None:
+        states["image_normalizer"] = dict(zip(("mean", "std"), model.normaliser, strict=True))
+    kind = None if dtype is None else getattr(torch, dtype)
+    write_folder(folder, spec, states, model.tokenizer, dtype=kind)
+    if (prior := model.prior) is not None:
+        nets = prior.net.state_dict(), prior.text.state_dict()
+        attach_prior(folder, prior.spec, *nets, prior.tokenizer, dtype=kind)
+    if model.checker is not None:
+        attach_checker(folder, model.checker.spec, model.checker.head.state_dict())
+    if spec.family == "depth":
+        copy_parts(Path(model.source), folder, ("depth_estimator", "feature_extractor"))
 
 
 def _shipped() -> list[dict[str, Any]]:

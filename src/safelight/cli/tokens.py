@@ -8,6 +8,7 @@ import typer
 
 from safelight.cli import show
 from safelight.errors import InvalidRequest
+from safelight.names import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from safelight.text.counting import Reading
@@ -19,7 +20,7 @@ def command(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to count.")],
     model: Annotated[
         str, typer.Option("-m", "--model", help="Whose tokenizer: a name, a folder or a hub id.")
-    ] = "tiny",
+    ] = DEFAULT_MODEL,
     dialect: Annotated[
         str, typer.Option("--prompt-dialect", "--weighting", help="none, a1111 or compel.")
     ] = "none",

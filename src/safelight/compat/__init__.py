@@ -11,8 +11,8 @@ They keep diffusers' argument names and defaults. What they cannot do is an erro
 argument; :func:`safelight.load` is the whole interface.
 """
 
+from safelight.compat.base import Output
 from safelight.compat.pipelines import (
-    Output,
     StableDiffusionImageEmbedPipeline,
     StableDiffusionImageVariationPipeline,
     StableDiffusionImg2ImgPipeline,

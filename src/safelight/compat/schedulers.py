@@ -20,6 +20,13 @@ _VARIANTS = {
     "sde-dpmsolver++": {2: "dpm++2m-sde", 3: "dpm++3m-sde"},
     "dpmsolver++": {2: "dpm++2m", 3: "dpm++3m"},
 }
+_OPTIONS = {
+    "solver_type": ("variant", ("midpoint", "bh2")),
+    "lower_order_final": ("lower_order_final", (True,)),
+    "euler_at_final": ("euler_at_final", (False,)),
+}
+"""The solver's name for a setting, and the settings that are its default."""
+_READ = (*_SPACINGS, *_OPTIONS, "timestep_spacing", "algorithm_type", "solver_order")
 
 
 class Scheduler:
@@ -31,6 +38,7 @@ class Scheduler:
     Attributes:
         sampler: the short name, or None for the model's own.
         spacing: a schedule's short name, or None for the model's own.
+        options: the solver's, where they are not its defaults.
     """
 
     sampler: str | None = None
@@ -41,11 +49,35 @@ class Scheduler:
         self.spacing = next((s for key, s in _SPACINGS.items() if config.get(key)), None)
         if self.spacing is None and config.get("timestep_spacing"):
             self.spacing = names.schedule(config["timestep_spacing"])
+        self.options = {
+            name: config[key]
+            for key, (name, plain) in _OPTIONS.items()
+            if key in self.reads and config.get(key) not in (None, *plain)
+        }
+
+    reads: tuple[str, ...] = ()
+    """Which of the solver's settings this class has."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **changes: Any) -> Self:
-        """A scheduler of this class with another's settings."""
+        """A scheduler of this class with another's settings, and some changed.
+
+        Raises:
+            InvalidRequest: a change of a setting that has no effect here.
+        """
+        for key, value in changes.items():
+            if key not in _READ and (key not in config or config[key] != value):
+                raise InvalidRequest(
+                    key,
+                    "cannot be changed here: the noise schedule is the model's own.",
+                    f"These can: {', '.join(_READ)}.",
+                )
         return cls(**{**config, **changes})
+
+    @classmethod
+    def from_pretrained(cls, *_: Any, **__: Any) -> Self:
+        """This sampler on the model's own settings, whatever model comes to use it."""
+        return cls()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.config.items())})"
@@ -73,6 +105,7 @@ class DPMSolverMultistepScheduler(Scheduler):
     """Lu et al. 2022: ``algorithm_type`` and ``solver_order`` choose among its family."""
 
     sampler = "dpm++2m"
+    reads = ("solver_type", "lower_order_final", "euler_at_final")
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
@@ -115,6 +148,7 @@ class UniPCMultistepScheduler(Scheduler):
     """Zhao et al. 2023."""
 
     sampler = "unipc"
+    reads = ("solver_type", "lower_order_final")
 
 
 class LCMScheduler(Scheduler):

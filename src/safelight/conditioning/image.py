@@ -85,16 +85,21 @@ def embed(
         weights: one a picture; only their shares of the sum matter. None: equal.
     """
     assert model.vision is not None
-    weight = next(model.vision.parameters())
     side = model.vision.spec.image_size
     # One at a time: company must not move the last bit.
-    each = [
-        model.vision(clip_pixels(image, side, fit).to(weight.device, weight.dtype)).embedding
-        for image in images
-    ]
-    stacked = torch.cat(each).float()
+    stacked = torch.cat([embed_pixels(model, clip_pixels(each, side, fit)) for each in images])
     shares = torch.tensor(list(weights or [1.0] * len(images)), device=stacked.device)
     return (stacked * (shares / shares.sum())[:, None]).sum(0)
+
+
+@torch.inference_mode()
+def embed_pixels(model: Model, pixels: Tensor) -> Tensor:
+    """CLIP embeddings ``(B, D)``, float32, not normalised, of prepared pixels ``(B, 3, S, S)``."""
+    assert model.vision is not None
+    weight = next(model.vision.parameters())
+    embedding = model.vision(pixels.to(weight.device, weight.dtype)).embedding
+    assert embedding is not None
+    return embedding.float()
 
 
 def variations(embedding: Tensor, dtype: torch.dtype) -> list[Conditioning]:

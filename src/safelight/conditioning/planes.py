@@ -80,7 +80,7 @@ def estimate_depth(model: Model, image: Image.Image) -> Tensor:
 
     Raises:
         MissingExtra: ``transformers`` is not installed.
-        WeightsError: there is no estimator here.
+        WeightsError: there is no estimator here, and none may be fetched.
     """
     try:
         from transformers import DPTForDepthEstimation
@@ -89,11 +89,13 @@ def estimate_depth(model: Model, image: Image.Image) -> Tensor:
     folder = Path(model.source) / "depth_estimator"
     place = str(folder) if folder.is_dir() else ESTIMATOR
     try:
-        estimator = DPTForDepthEstimation.from_pretrained(place).eval()
+        estimator = DPTForDepthEstimation.from_pretrained(
+            place, local_files_only=model.local_only
+        ).eval()
     except (OSError, ValueError) as error:
-        raise WeightsError(
-            place, f"holds no depth estimator: {error}.", "Give a depth map."
-        ) from error
+        away = model.local_only and not folder.is_dir()
+        problem = "is not here, and the network may not be asked" if away else "cannot be read"
+        raise WeightsError(place, f"{problem}: {error}.", "Give a depth map.") from error
     return estimator(pixel_values=depth_pixels(image)).predicted_depth[0].float()
 
 

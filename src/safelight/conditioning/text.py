@@ -172,11 +172,13 @@ class Script:
             k. There is always a branch 0 and a branch 1.
         negatives: at least 1.
         program: for these branches.
+        unguided: the same at a guidance scale of 1.
     """
 
     texts: tuple[Text, ...]
     negatives: int
     program: guidance.Program
+    unguided: guidance.Program
 
 
 def script(
@@ -212,8 +214,8 @@ def script(
     negatives = tuple(dict.fromkeys(against))
     positives = tuple(dict.fromkeys(text for step in zip(*parts, strict=True) for text in step))
     place = {text: len(negatives) + k for k, text in enumerate(positives)}
-    known: dict[object, guidance.Program] = {}
-    programs = []
+    known: dict[object, tuple[guidance.Program, guidance.Program]] = {}
+    programs: list[tuple[guidance.Program, guidance.Program]] = []
     for step in range(steps):
         said: dict[int, float] = {}
         for part, weight in zip(parts, weights, strict=True):
@@ -222,11 +224,14 @@ def script(
         away = negatives.index(against[step])
         key = (away, *said.items())
         if key not in known:
-            known[key] = (
-                guidance.plain(next(iter(said)))
-                if alone
-                else guidance.program(scale, low, high, prompts=said, unconditional=away)
-            )
+            if alone:
+                one = two = guidance.plain(next(iter(said)))
+            else:
+                one = guidance.program(scale, low, high, prompts=said, unconditional=away)
+                two = guidance.composed(1.0, said, unconditional=away)
+            known[key] = one, two
         programs.append(known[key])
-    program = programs[0] if len(known) == 1 else guidance.by_step(programs)
-    return Script((*negatives, *positives), len(negatives), program)
+    one, two = programs[0]
+    if len(known) > 1:
+        one, two = (guidance.by_step([each[side] for each in programs]) for side in (0, 1))
+    return Script((*negatives, *positives), len(negatives), one, two)

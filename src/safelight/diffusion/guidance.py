@@ -154,7 +154,9 @@ def rescaled(guided: Tensor, cond: Tensor, phi: float) -> Tensor:
     batch, unbiased, as the reference takes them.
 
     Args:
-        guided, cond: shape ``[B, ...]``.
+        guided: shape ``[B, ...]``.
+        cond: the same at a guidance scale of 1: the conditional prediction, or, of several
+            prompts at once, ``u + Σ w_k (c_k - u)``.
         phi: 0 leaves ``guided`` alone, 1 matches the spread; 0.7 is the paper's choice.
     """
     guided, cond = working(guided), working(cond)

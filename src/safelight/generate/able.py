@@ -17,7 +17,7 @@ _USES: dict[str, tuple[str, ...]] = {
     "strength": STARTS,
     "images": LOOKS,
     "image_weights": LOOKS,
-    "embedding": LOOKS,
+    "image_embedding": LOOKS,
     "picture_fit": LOOKS,
     "noise_level": _NOISES,
 }
@@ -50,11 +50,12 @@ def check(spec: ModelSpec, request: GenerateRequest) -> None:
     elif spec.text is None:
         raise InvalidRequest("model", f"{spec.name} has no text tower.")
     _needs(spec, request)
-    if request.embedding is not None:
+    if request.image_embedding is not None:
         width = spec.unet.class_embedding_size // 2 or spec.unet.context_width
-        if len(request.embedding) != width:
+        if len(request.image_embedding) != width:
             raise InvalidRequest(
-                "embedding", f"has {len(request.embedding)} numbers; {spec.name} reads {width}."
+                "image_embedding",
+                f"has {len(request.image_embedding)} numbers; {spec.name} reads {width}.",
             )
     level, most = request.noise_level, spec.max_noise_level
     if level is not None and level > most and (family, level) != ("unclip", most + 1):
@@ -80,7 +81,7 @@ def _needs(spec: ModelSpec, request: GenerateRequest) -> None:
                 f"is missing: {spec.name} makes pictures like another one.",
                 f"Give an image{more}.",
             )
-        if request.looks and request.embedding is None and spec.vision is None:
+        if request.looks and request.image_embedding is None and spec.vision is None:
             raise InvalidRequest("image", f"{spec.name} has no vision tower to look with.")
         if not request.looks and not request.prompt.strip():
             raise InvalidRequest("prompt", "is empty.", "Say what the picture shows.")

@@ -242,6 +242,7 @@ def picture(
         course.scene.told(seed, branches(model, request, play), play.negatives),
         play.program,
         rescale=request.guidance_rescale,
+        unguided=play.unguided,
         on_step=on_step,
         alone=request.deterministic,
     )
@@ -259,7 +260,7 @@ def screenplay(model: Model, request: GenerateRequest, course: Course) -> Script
     guided = not model.spec.unet.guidance_embedding_size
     if model.spec.text is None:
         program = guidance.program(scale, low, high) if guided else guidance.plain()
-        return Script((), 1, program)
+        return Script((), 1, program, guidance.plain())
     return script(
         weighting.parse(request.prompt, request.weighting),
         weighting.parse(request.negative_prompt, request.weighting, "negative_prompt"),

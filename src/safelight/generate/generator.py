@@ -31,6 +31,7 @@ from safelight.generate.course import Course, notices, picture, plot
 from safelight.generate.develop import NAN_FIX, decode, develop, to_image
 from safelight.generate.events import Cancel, Clock, Event, Preview
 from safelight.model import Model
+from safelight.names import DEFAULT_MODEL
 from safelight.request import MAX_SEED, GenerateRequest, ImageResult, Outcome
 from safelight.safety import Moderation
 from safelight.store.registry import Registry
@@ -73,7 +74,7 @@ class _Group:
 
 
 def load(
-    name: str | Path = "tiny",
+    name: str | Path = DEFAULT_MODEL,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     *,
@@ -323,7 +324,8 @@ class Generator:
             for job in waiting:
                 if job.picture is not None:
                     job.picture.cancel()
-        worked = engine.advance()
+        # Another call on this thread, or another thread, may have made the last tick.
+        worked = not answers.empty() or engine.advance()
         # Looked up first: whatever a finished picture had to tell is in the queue by then.
         finished = [j for j in waiting if j.picture is not None and j.picture.done]
         for job, answered in _heard(answers, wait=not worked and not finished):

@@ -24,6 +24,7 @@ from safelight.inputs import PictureInput
 from safelight.nets.vae import Posterior
 from safelight.request import GenerateRequest
 from safelight.store import maps, pictures
+from safelight.text import weighting
 
 if TYPE_CHECKING:
     from safelight.model import Model
@@ -221,12 +222,14 @@ class Scene:
 
     def _embedding(self, seed: int) -> Tensor:
         request, model = self.request, self.model
-        if request.embedding is not None:
-            return torch.tensor(request.embedding, device=model.device)
+        if request.image_embedding is not None:
+            return torch.tensor(request.image_embedding, device=model.device)
         if not request.looks:
             assert model.prior is not None
+            # The prior reads one sentence, as the reference's: weights are the decoder's.
+            said = weighting.parse(request.prompt, request.weighting)
             return model.prior.sample(
-                request.prompt,
+                request.prompt if request.weighting == "none" else said.words(request.steps or 1),
                 seed,
                 steps=request.prior_steps,
                 guidance_scale=request.prior_guidance_scale,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -14,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from safelight.errors import WeightsError
+from safelight.errors import VariantNotFound, WeightsError
 from safelight.presets import NOISE_AUGMENTATION, X4_NOISING
 from safelight.spec import (
     CLIP_MEAN,
@@ -161,7 +162,7 @@ def read_folder(
                     raw[name] = read_json(place / file)
     if variant is not None and variant not in used:
         there = sorted({v for place in places.values() for v in variants(place)})
-        raise WeightsError(
+        raise VariantNotFound(
             path, f"has no variant {variant!r}.", f"Variants there: {', '.join(there) or 'none'}."
         )
 
@@ -213,7 +214,8 @@ def write_folder(
         path: the folder; made. ``model_index.json`` is written last.
         spec: what the networks are.
         state_dicts: by component, named as in :class:`FolderContents`; ``unet`` and ``vae`` at
-            least, unless shared.
+            least, unless shared. Without an ``image_normalizer`` unCLIP gets one that changes
+            nothing. A prior goes in front with :func:`safelight.store.prior.attach_prior`.
         tokenizer: has ``save(folder)``; needed where the model reads text.
         dtype: floating-point tensors are converted to it; None keeps theirs.
         variant: infix of the weights files' names.
@@ -238,15 +240,23 @@ def write_folder(
         **({"vision": configs.vision_config(spec.vision)} if spec.vision else {}),
         **{name: dict(config) for name, config in (component_configs or {}).items()},
     }
+    if spec.family == "unclip":
+        state_dicts = {"image_normalizer": _no_statistics(spec), **state_dicts}
+        given.add("image_normalizer")
+        own_configs["image_normalizer"] = {
+            "_class_name": "StableUnCLIPImageNormalizer",
+            "embedding_dim": spec.unet.class_embedding_size // 2,
+        }
     digests: dict[str, str] = {}
     for name, state in state_dicts.items():
         place = path / _FOLDERS.get(name, name)
         if name in own_configs:
-            _write_json(place / "config.json", _stamped(own_configs[name]))
+            write_json(place / "config.json", _stamped(own_configs[name]))
         other = name in ("text", "vision", "safety_checker")
         stem = "model" if other else "diffusion_pytorch_model"
         file = place / f"{stem}{'.' + variant if variant else ''}.safetensors"
-        save_safetensors(file, _converted(state, dtype))
+        kept = None if name == "image_normalizer" else dtype  # two rows of statistics
+        save_safetensors(file, converted(state, kept))
         digests[file.relative_to(path).as_posix()] = sha256(file)
 
     index: dict[str, Any] = {
@@ -256,7 +266,7 @@ def write_folder(
     for name in sorted(given):
         index[_FOLDERS.get(name, name)] = list(_LIBRARIES.get(name, ("diffusers", name)))
     scheduler = schedulers.scheduler_config(spec.schedule)
-    _write_json(path / "scheduler" / "scheduler_config.json", _stamped(scheduler))
+    write_json(path / "scheduler" / "scheduler_config.json", _stamped(scheduler))
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     if tokenizer is not None:
         tokenizer.save(path / "tokenizer")
@@ -272,8 +282,20 @@ def write_folder(
         "sha256": digests,
         "shared": {_FOLDERS.get(name, name): place for name, place in shared.items()},
     }
-    _write_json(path / NOTES_FILE, own)
-    _write_json(path / "model_index.json", index)
+    write_json(path / NOTES_FILE, own)
+    write_json(path / "model_index.json", index)
+
+
+def copy_parts(source: Path, target: Path, names: Sequence[str]) -> None:
+    """Components that are another library's (a depth estimator) go along as they lie there."""
+    if not (source / "model_index.json").is_file():
+        return
+    there, index = (dict(read_json(place / "model_index.json")) for place in (source, target))
+    for name in names:
+        if name in there and (source / name).is_dir():
+            shutil.copytree(source / name, target / name)
+            index[name] = there[name]
+    write_json(target / "model_index.json", index)
 
 
 def _check_family(file: Path, pipeline: str, parts: Mapping[str, str]) -> None:
@@ -393,6 +415,11 @@ def _model_spec(
         raise WeightsError(path / NOTES_FILE, str(error.errors()[0]["msg"])) from error
 
 
+def _no_statistics(spec: ModelSpec) -> dict[str, Tensor]:
+    width = spec.unet.class_embedding_size // 2
+    return {"mean": torch.zeros(1, width), "std": torch.ones(1, width)}
+
+
 def _write_extras(path: Path, spec: ModelSpec, index: dict[str, Any]) -> None:
     """Components without weights, which the reference's pipelines ask for, and their nulls."""
     nothing = [None, None]
@@ -427,13 +454,13 @@ def _write_extras(path: Path, spec: ModelSpec, index: dict[str, Any]) -> None:
             "image_mean": list(CLIP_MEAN),
             "image_std": list(CLIP_STD),
         }
-        _write_json(path / "feature_extractor" / "preprocessor_config.json", preprocessor)
+        write_json(path / "feature_extractor" / "preprocessor_config.json", preprocessor)
         index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
 
 
 def _write_scheduler(path: Path, name: str, spec: ScheduleSpec, index: dict[str, Any]) -> None:
     config = schedulers.scheduler_config(spec)
-    _write_json(path / name / "scheduler_config.json", _stamped(config))
+    write_json(path / name / "scheduler_config.json", _stamped(config))
     index[name] = ["diffusers", config["_class_name"]]
 
 
@@ -441,11 +468,13 @@ def _stamped(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "_diffusers_version": _LAYOUT_VERSION} if "_class_name" in config else config
 
 
-def _converted(state: Mapping[str, Tensor], dtype: torch.dtype | None) -> StateDict:
+def converted(state: Mapping[str, Tensor], dtype: torch.dtype | None) -> StateDict:
+    """Its floating-point tensors as ``dtype`` when they are read; None keeps theirs."""
     source = StateDict.of(state)
     return source.replace({name: entry.cast(dtype) for name, entry in source.entries.items()})
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Sorted and indented, with the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,20 +124,6 @@ def write_karlo_prior(
                 three = [source.entries[n] for n in names]
                 out[f"{stem}.attn.c_qkv.{tail}"] = _together(three, spec.head_width)
     save_safetensors(path, StateDict({n: e.cast(dtype) for n, e in out.items()}, Path(path)))
-
-
-def prior_config(spec: PriorSpec) -> dict[str, Any]:
-    """The ``PriorTransformer`` config of a spec."""
-    return {
-        "_class_name": "PriorTransformer",
-        "num_attention_heads": spec.heads,
-        "attention_head_dim": spec.head_width,
-        "num_layers": spec.layers,
-        "embedding_dim": spec.embedding_width,
-        "num_embeddings": spec.text_tokens,
-        "additional_embeddings": spec.extra_tokens,
-        "dropout": 0.0,
-    }
 
 
 def _outside(short: str) -> str:

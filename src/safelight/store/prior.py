@@ -7,7 +7,6 @@ decoder reads text too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,10 @@ from torch import Tensor
 
 from safelight.errors import WeightsError
 from safelight.spec import PriorSpec, ScheduleSpec
-from safelight.store import configs, karlo, schedulers
+from safelight.store import configs, schedulers
 from safelight.store.components import read_component, read_json
-from safelight.store.folder import Saves, special_ids
-from safelight.store.weights import StateDict, save_safetensors
+from safelight.store.folder import NOTES_FILE, Saves, converted, special_ids, write_json
+from safelight.store.weights import StateDict, save_safetensors, sha256
 
 _READ = configs.words(
     "num_attention_heads attention_head_dim num_layers embedding_dim num_embeddings "
@@ -90,13 +89,14 @@ def read_prior(folder: str | Path, variant: str | None = None) -> PriorContents:
             text=text_spec,  # type: ignore[arg-type]
             schedule=schedule,
             clip=clip,
+            **_own(folder),
         )
     except ValidationError as error:
         raise WeightsError(file, str(error.errors()[0]["msg"])) from error
     return PriorContents(spec, _kept(net), text, tokenizer)
 
 
-def write_prior(
+def attach_prior(
     folder: str | Path,
     spec: PriorSpec,
     net: Mapping[str, Tensor],
@@ -105,43 +105,72 @@ def write_prior(
     *,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Put a prior in front of the unCLIP model in a folder, which becomes a
-    ``StableUnCLIPPipeline``.
+    """Put a prior in front of an unCLIP model's folder: ``diffusers`` loads it as a
+    ``StableUnCLIPPipeline``, and from pictures still as the other.
 
     Args:
-        folder: a published folder, complete but for the prior.
-        net, text: the prior's weights and its text tower's, under published names.
+        folder: as :func:`safelight.store.folder.write_folder` left it.
+        net, text: of the prior, and of its own text tower.
+        dtype: floating-point tensors are converted to it; None keeps theirs.
     """
     folder = Path(folder)
-    for part, config, state, stem in (
-        ("prior", karlo.prior_config(spec), net, "diffusion_pytorch_model"),
-        ("prior_text_encoder", configs.text_config(spec.text), text, "model"),
-    ):
-        _write(folder / part / "config.json", config)
-        source = StateDict.of(state)
-        entries = {name: entry.cast(dtype) for name, entry in source.entries.items()}
-        save_safetensors(folder / part / f"{stem}.safetensors", source.replace(entries))
+    reader = folder / "prior_text_encoder"
+    write_json(reader / "config.json", configs.text_config(spec.text))
+    save_safetensors(reader / "model.safetensors", converted(text, dtype))
     tokenizer.save(folder / "prior_tokenizer")
-    scheduler = schedulers.scheduler_config(spec.schedule) | {
-        "clip_sample": spec.clip is not None,
-        "clip_sample_range": spec.clip or 1.0,
-        "variance_type": "fixed_small_log",
-    }
-    _write(folder / "prior_scheduler" / "scheduler_config.json", scheduler)
-    index = dict(read_json(folder / "model_index.json"))
+    write_prior_net(folder / "prior", spec, net, dtype)
+    write_json(folder / "prior_scheduler" / "scheduler_config.json", _scheduler_config(spec))
+
+    index, own = read_json(folder / "model_index.json"), read_json(folder / NOTES_FILE)
     index |= {
         "_class_name": "StableUnCLIPPipeline",
         "prior": ["diffusers", "PriorTransformer"],
+        "prior_scheduler": ["diffusers", "DDPMScheduler"],
         "prior_text_encoder": ["transformers", "CLIPTextModelWithProjection"],
         "prior_tokenizer": ["transformers", "CLIPTokenizer"],
-        "prior_scheduler": ["diffusers", "DDPMScheduler"],
     }
-    _write(folder / "model_index.json", index)
+    own["prior"] = {"steps": spec.steps, "guidance_scale": spec.guidance_scale}
+    for part in ("prior", "prior_text_encoder"):
+        for file in (folder / part).glob("*.safetensors"):
+            own["sha256"][file.relative_to(folder).as_posix()] = sha256(file)
+    write_json(folder / NOTES_FILE, own)
+    write_json(folder / "model_index.json", index)
 
 
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def write_prior_net(
+    place: Path, spec: PriorSpec, net: Mapping[str, Tensor], dtype: torch.dtype | None
+) -> None:
+    """A ``PriorTransformer``'s own folder."""
+    config = {
+        "_class_name": "PriorTransformer",
+        "num_attention_heads": spec.heads,
+        "attention_head_dim": spec.head_width,
+        "num_layers": spec.layers,
+        "embedding_dim": spec.embedding_width,
+        "num_embeddings": spec.text_tokens,
+        "additional_embeddings": spec.extra_tokens,
+        "dropout": 0.0,
+    }
+    write_json(place / "config.json", config)
+    save_safetensors(place / "diffusion_pytorch_model.safetensors", converted(net, dtype))
+
+
+def _scheduler_config(spec: PriorSpec) -> dict[str, Any]:
+    clip = {} if spec.clip is None else {"clip_sample_range": spec.clip}
+    return {
+        **schedulers.scheduler_config(spec.schedule),
+        "variance_type": "fixed_small_log",
+        "clip_sample": spec.clip is not None,
+        **clip,
+    }
+
+
+def _own(folder: Path) -> dict[str, Any]:
+    """The defaults that :func:`attach_prior` noted; published priors have their card's."""
+    notes = read_json(folder / NOTES_FILE) if (folder / NOTES_FILE).is_file() else {}
+    own = notes.get("prior")
+    known = own if isinstance(own, Mapping) else {}
+    return {key: known[key] for key in ("steps", "guidance_scale") if key in known}
 
 
 def _kept(net: StateDict) -> StateDict:

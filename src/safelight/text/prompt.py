@@ -97,6 +97,23 @@ class Prompt:
         """One text for the whole run."""
         return cls((Part(lambda step, steps: text),), loras, plain)
 
+    def words(self, steps: int = 1) -> str:
+        """What it says without its weights, for a reader of one plain sentence.
+
+        That is the first step's text; what pushes away (a weight or a share that is not above 0)
+        is left out, what is joined or mixed stands side by side.
+        """
+        texts = [part.texts(steps)[0] for part in self.parts if part.weight > 0]
+        said = [
+            words
+            for text in texts
+            for clause in text.clauses
+            for fragments, share in clause.blend
+            for words, weight in fragments
+            if min(clause.weight, share, weight) > 0
+        ]
+        return " ".join(" ".join(said).split())
+
     def texts(self, steps: int) -> tuple[Text, ...]:
         """Every text that is read in a run of so many steps, each once, by first use."""
         runs = [part.texts(steps) for part in self.parts]

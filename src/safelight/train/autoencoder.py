@@ -53,6 +53,9 @@ class AutoencoderObjective:
     def data_digest(self) -> str:
         return self.stream.digest()
 
+    def data_report(self) -> Mapping[str, Any]:
+        return self.stream.report()
+
     def batch(self, start: int, count: int) -> tuple[Tensor, Tensor]:
         places, flips = self.stream.places(start, count)
         factor, channels = self.settings.vae.factor, self.settings.vae.latent_channels

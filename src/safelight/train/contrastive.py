@@ -134,6 +134,9 @@ class ContrastiveObjective:
     def data_digest(self) -> str:
         return self.stream.digest()
 
+    def data_report(self) -> Mapping[str, Any]:
+        return self.stream.report()
+
     def batch(self, start: int, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         places, flips = self.stream.places(start, count, group=GROUP)
         scenes = self.stream.seen_scenes(places, flips)

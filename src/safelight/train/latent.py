@@ -162,6 +162,9 @@ class LatentDiffusionObjective:
     def data_digest(self) -> str:
         return self.pictures.digest()
 
+    def data_report(self) -> Mapping[str, Any]:
+        return self.pictures.report()
+
     def batch(self, start: int, count: int) -> Batch:
         seed, settings = self.recipe.seed, self.settings
         places, flips = self.pictures.places(start, count)

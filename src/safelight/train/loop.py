@@ -38,6 +38,10 @@ class Objective(Protocol):
         """Stands for the pictures of the run, in its manifest."""
         ...
 
+    def data_report(self) -> Mapping[str, Any]:
+        """Pictures and captions that could not be used, counted and listed; or nothing."""
+        ...
+
     def batch(self, start: int, count: int) -> Any:
         """Pictures ``start`` to ``start + count`` of the run, ready for :meth:`loss`."""
         ...
@@ -243,6 +247,9 @@ class Run:
             data_digest=self.objective.data_digest(),
         )
         manifest.write(self.folder, record)
+        skipped = self.objective.data_report()
+        if skipped:
+            manifest.write(self.folder, dict(skipped), "data.json")
 
     def _averaged(self) -> nn.Module:
         """The module with its averaged weights, in evaluation mode, beside the trained one."""

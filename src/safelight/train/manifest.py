@@ -73,11 +73,11 @@ def manifest(
     }
 
 
-def write(folder: Path, record: dict[str, Any]) -> None:
-    """``manifest.json`` of a run's folder, whole or not at all."""
-    part = folder / "manifest.json.part"
+def write(folder: Path, record: dict[str, Any], name: str = "manifest.json") -> None:
+    """A record in a run's folder, whole or not at all."""
+    part = folder / f"{name}.part"
     part.write_text(json.dumps(record, indent=1) + "\n")
-    part.replace(folder / "manifest.json")
+    part.replace(folder / name)
 
 
 def _memory() -> float:

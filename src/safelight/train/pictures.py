@@ -1,10 +1,12 @@
-"""What the objectives share: the still-life stream and picture helpers."""
+"""The pictures that objectives read: the still life, or a source of the user's own."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import multiprocessing
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from safelight.data import stilllife
+from safelight.data.reader import Reader
 from safelight.data.renders import open_renders, scenes_of
+from safelight.data.sources import Source, Subset, open_source
 from safelight.data.stilllife import Scene, Split
 from safelight.errors import InvalidRequest
 from safelight.nets.vae import to_uint8
@@ -46,6 +50,10 @@ class Pictures(Protocol):
 
     def digest(self) -> str:
         """Stands for all of them, in a manifest."""
+        ...
+
+    def report(self) -> dict[str, Any]:
+        """What was skipped so far and why: nothing where pictures are drawn."""
         ...
 
     def places(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -80,16 +88,49 @@ def open_pictures(data: DataRecipe, seed: int) -> Pictures:
     """The pictures that a recipe names.
 
     Raises:
-        InvalidRequest: there is no such source.
+        InvalidRequest: there is nothing where the recipe says, or no picture in it.
     """
     if data.source == "stilllife":
         return Stream(data, seed)
-    raise InvalidRequest("data.source", f"cannot read {data.source!r} yet.", "Use stilllife.")
+    source = open_source(_place(data), caption=data.caption, exclude=data.exclude)
+    kept, held_out = divided(source, data.hold_out)
+    show = functools.partial(Reader, seed=seed, size=data.size, captions=data.captions)
+    reader = show(kept, mirror=data.mirror, min_side=data.min_side)
+    apart = {} if held_out is None else {"val": show(held_out, how="centre", shuffle=False)}
+    digest = hashlib.blake2b(f"{data.source} {len(source)}".encode(), digest_size=8)
+    for place in np.linspace(0, len(source) - 1, min(len(source), 4096)).astype(int):
+        digest.update(source.key(int(place)).encode())
+    return Captioned(reader, digest.hexdigest(), apart)
 
 
-class Reader(Protocol):
-    """Any pictures by their number in the run (``safelight.data``'s reader of folders, shards and
-    ``datasets``): each has ``pixels``, uint8 ``(H, W, 3)``, and a ``caption``."""
+def _place(data: DataRecipe) -> Path | str:
+    """Where the pictures of a source lie; those of a filter have a folder of its name in it."""
+    if not data.filter:
+        return data.source
+    place = Path(data.source) / data.filter
+    if not place.exists():
+        raise InvalidRequest(
+            "data.filter",
+            f"there is no {place}.",
+            f"Make it: safelight data filter --name {data.filter}, then img2dataset with its list.",
+        )
+    return place
+
+
+def divided(source: Source, share: float) -> tuple[Source, Source | None]:
+    """What is trained on, and what is not: a picture's key alone decides, so that a source may
+    grow. Nothing is held out where that would leave nothing."""
+    limit = int(share * 2**32)
+    apart = [zlib.crc32(f"hold out {source.key(k)}".encode()) < limit for k in range(len(source))]
+    if share == 0 or all(apart) or not any(apart):
+        return source, None
+    kept, out = ([k for k, a in enumerate(apart) if a is which] for which in (False, True))
+    return Subset(source, kept), Subset(source, out)
+
+
+class Numbered(Protocol):
+    """Any pictures by their number in the run (:class:`safelight.data.reader.Reader`): each has
+    ``pixels``, uint8 ``(H, W, 3)``, and a ``caption``."""
 
     def __getitem__(self, index: int) -> Any: ...
 
@@ -102,10 +143,10 @@ class Captioned:
         held_out: readers of pictures that are not trained on, by split.
     """
 
-    renders = None
+    renders: np.ndarray | None = None
 
     def __init__(
-        self, reader: Reader, digest: str, held_out: Mapping[str, Reader] | None = None
+        self, reader: Numbered, digest: str, held_out: Mapping[str, Numbered] | None = None
     ) -> None:
         self._reader, self._digest, self._held_out = reader, digest, held_out or {}
         self._seen: dict[int, Any] = {}
@@ -113,6 +154,10 @@ class Captioned:
     def digest(self) -> str:
         """See :class:`Pictures`."""
         return self._digest
+
+    def report(self) -> dict[str, Any]:
+        """See :class:`Pictures`."""
+        return self._reader.report() if isinstance(self._reader, Reader) else {}
 
     def places(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The numbers themselves, none of them mirrored here."""
@@ -195,6 +240,10 @@ class Stream:
         for i in np.linspace(0, len(self.renders) - 1, 64).astype(int):
             digest.update(np.ascontiguousarray(self.renders[i]).tobytes())
         return digest.hexdigest()
+
+    def report(self) -> dict[str, Any]:
+        """See :class:`Pictures`."""
+        return {}
 
     def pixels(self, places: np.ndarray, flips: np.ndarray) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [-1, 1]."""

@@ -94,6 +94,9 @@ class PriorObjective:
     def data_digest(self) -> str:
         return self.pictures.digest()
 
+    def data_report(self) -> Mapping[str, Any]:
+        return self.pictures.report()
+
     def batch(self, start: int, count: int) -> Batch:
         places, flips = self.pictures.places(start, count)
         seed = self.recipe.seed

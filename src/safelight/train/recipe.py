@@ -25,9 +25,21 @@ class DataRecipe(Record):
 
     source: str = "stilllife"
     """``stilllife``, the procedural world; or where pictures with captions are: a folder, shards,
-    a list (:func:`safelight.train.pictures.open_pictures`)."""
+    Parquet (:func:`safelight.data.sources.open_source`)."""
     filter: str = ""
-    """Which of the source's pictures, by the name of a filter of ``safelight data``."""
+    """The folder in the source that holds what a filter of ``safelight data`` chose."""
+    caption: str | None = None
+    """Column or field of the captions; None finds it by its usual names."""
+    captions: Literal["need", "optional"] = "need"
+    """Whether a picture without one is skipped, or has the empty one."""
+    exclude: Path | None = None
+    """A file of keys to leave out, one a line, such as ``safelight data dedup`` writes."""
+    min_side: int = Field(default=0, ge=0)
+    """Smaller pictures are skipped, in pixels."""
+    mirror: bool = False
+    """Show half of a source's pictures mirrored; captions may say left and right."""
+    hold_out: float = Field(default=0.01, ge=0, lt=1)
+    """Share of a source's pictures that is not trained on but validated with."""
     split: Literal["train", "val", "combo", "pair", "all"] = "train"
     seed: int = 1
     size: int = Field(default=64, ge=8, multiple_of=8)

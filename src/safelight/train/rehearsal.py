@@ -50,6 +50,9 @@ class RandomPictures:
     def digest(self) -> str:
         return "random"
 
+    def report(self) -> dict[str, Any]:
+        return {}
+
     def places(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         return np.arange(start, start + count), np.zeros(count, bool)
 

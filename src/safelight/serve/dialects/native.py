@@ -1,0 +1,189 @@
+"""``/v1/jobs``: everything the engine can do, with progress, previews and cancelling."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from safelight import names, provenance
+from safelight.errors import InvalidRequest
+from safelight.request import GenerateRequest, ImageResult
+from safelight.serve import wire
+from safelight.serve.dialects import house_of, json_body, submitted
+from safelight.serve.house import House
+from safelight.serve.jobs import Job, described
+
+router = APIRouter(tags=["native"])
+PICTURES = ("image", "mask", "depth")
+_OWN = ("model", "timeout", "priority", "output_format")
+
+EXAMPLE = {
+    "prompt": "a red cube on top of a blue sphere",
+    "seed": 7,
+    "steps": 25,
+    "count": 1,
+    "preview_every": 5,
+}
+
+
+@router.post(
+    "/v1/jobs",
+    status_code=202,
+    openapi_extra={
+        "requestBody": {
+            "content": {"application/json": {"example": EXAMPLE, "schema": {"type": "object"}}}
+        }
+    },
+)
+async def create(request: Request) -> JSONResponse:
+    """Queue a request: any field of ``GenerateRequest``, pictures as base64 or data URLs; and
+    ``model``, ``timeout`` (seconds), ``priority``, ``output_format``."""
+    house, body = house_of(request), await json_body(request)
+    own = {name: body.pop(name) for name in _OWN if name in body}
+    request_ = read(body)
+    timeout, priority = _number(own, "timeout"), _number(own, "priority")
+    job = await submitted(
+        request,
+        [request_],
+        own.get("model"),
+        timeout=timeout,
+        priority=int(priority or 0),
+        format=wire.format_of(own.get("output_format")),
+    )
+    return JSONResponse(
+        told(house, job), 202, headers={"location": f"/v1/jobs/{job.id}", "retry-after": "1"}
+    )
+
+
+def read(body: dict[str, Any]) -> GenerateRequest:
+    """A request from JSON; strings that should be pictures are never paths."""
+    fields = dict(body)
+    for name in (*PICTURES, "init_image", "mask_image", "input_image", "depth_map"):
+        if fields.get(name) is not None and not isinstance(fields[name], list):
+            fields[name] = wire.picture(fields[name], name)
+    for name in ("images", "image"):
+        if isinstance(fields.get(name), list):
+            fields[name] = [wire.picture(v, f"{name}[{k}]") for k, v in enumerate(fields[name])]
+    return GenerateRequest.from_kwargs(**{str(name): value for name, value in fields.items()})
+
+
+@router.get("/v1/jobs")
+async def every(request: Request) -> dict[str, Any]:
+    """The jobs that are remembered, oldest first."""
+    house = house_of(request)
+    return {"jobs": [told(house, job) for job in house.jobs()]}
+
+
+@router.get("/v1/jobs/{name}")
+async def one(request: Request, name: str) -> dict[str, Any]:
+    """How far a job is; its results when it is done."""
+    return told(house_of(request), _found(request, name))
+
+
+@router.get("/v1/jobs/{name}/images/{index}")
+async def image(request: Request, name: str, index: int) -> Response:
+    """A finished picture's file."""
+    job = _found(request, name)
+    result = next((each for each in job.results if each.index == index), None)
+    if result is None or result.image is None:
+        raise HTTPException(404, f"job {name} has no picture {index}")
+    data = provenance.encode(result, job.format)
+    return Response(data, media_type=wire.TYPES[job.format])
+
+
+@router.get("/v1/jobs/{name}/preview")
+async def preview(request: Request, name: str) -> Response:
+    """What the last previewed picture looks like so far."""
+    import io
+
+    seen = _found(request, name).preview
+    if seen is None:
+        raise HTTPException(404, "no preview yet; ask for preview_every")
+    out = io.BytesIO()
+    seen.image.save(out, "PNG")
+    return Response(out.getvalue(), media_type="image/png")
+
+
+@router.get("/v1/jobs/{name}/events")
+async def events(request: Request, name: str) -> StreamingResponse:
+    """Server-sent events: ``progress`` until ``done``."""
+    house, job = house_of(request), _found(request, name)
+
+    async def stream() -> AsyncIterator[str]:
+        async for changed in wire.changes(job):
+            kind = "done" if changed.status.final else "progress"
+            yield f"event: {kind}\ndata: {json.dumps(told(house, changed))}\n\n"
+
+    return StreamingResponse(stream(), media_type="text/event-stream")
+
+
+@router.post("/v1/jobs/{name}/cancel")
+async def cancel(request: Request, name: str) -> dict[str, Any]:
+    """Stop within one step. What is finished stays."""
+    job = _found(request, name)
+    job.cancel()
+    return told(house_of(request), job)
+
+
+@router.delete("/v1/jobs/{name}", status_code=204)
+async def delete(request: Request, name: str) -> Response:
+    """Cancel a job, and forget its pictures."""
+    _found(request, name).cancel()
+    house_of(request).forget(name)
+    return Response(status_code=204)
+
+
+@router.get("/v1/capabilities")
+async def capabilities(request: Request) -> dict[str, Any]:
+    """Models, samplers, schedules and limits."""
+    house = house_of(request)
+    limits = ("max_pixels", "max_steps", "max_count", "max_prompt", "max_body", "queue_seconds")
+    return {
+        "models": list(house.settings.models),
+        "samplers": [sampler.name for sampler in names.SAMPLERS],
+        "schedules": [schedule.name for schedule in names.SCHEDULES],
+        "limits": {name: getattr(house.settings, name) for name in limits},
+        "fields": sorted(GenerateRequest.model_fields),
+    }
+
+
+def told(house: House, job: Job) -> dict[str, Any]:
+    """A job as JSON."""
+    found = dict(described(job, position=house.position(job), eta=house.eta(job)))
+    found["error"] = None if job.error is None else str(job.error)
+    found["results"] = [_result(job, result) for result in job.pictures]
+    found["url"] = f"/v1/jobs/{job.id}"
+    return found
+
+
+def _result(job: Job, result: ImageResult) -> dict[str, Any]:
+    return {
+        "index": result.index,
+        "seed": result.seed,
+        "outcome": str(result.outcome),
+        "message": result.message,
+        "nsfw": result.nsfw,
+        "notices": list(result.notices),
+        "url": None if result.image is None else f"/v1/jobs/{job.id}/images/{result.index}",
+    }
+
+
+def _found(request: Request, name: str) -> Job:
+    job = house_of(request).job(name)
+    if job is None:
+        raise HTTPException(404, f"no job {name}; finished ones are forgotten after a while")
+    return job
+
+
+def _number(fields: dict[str, Any], name: str) -> float | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise InvalidRequest(name, f"must be a number from 0 on, not {value!r}.")
+    return float(value)

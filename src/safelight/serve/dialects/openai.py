@@ -1,0 +1,279 @@
+"""OpenAI's Images API: generations, edits, variations, models.
+
+The unmodified ``openai`` package speaks it. Its extension fields (``negative_prompt``,
+``num_inference_steps``, ``guidance_scale``, ``seed`` and the rest of our request) come beside the
+published ones, as clients send them in ``extra_body``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from safelight.errors import InvalidRequest
+from safelight.request import ALIASES, GenerateRequest, ImageResult, Outcome
+from safelight.serve import wire
+from safelight.serve.dialects import house_of, json_body, shown, submitted, unknown, waited
+from safelight.serve.jobs import Job
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+
+_SAID = {"quality", "style", "background", "moderation", "user", "input_fidelity"}
+"""Taken and without effect: what they choose is a property of other models."""
+_OURS = set(GenerateRequest.model_fields) | set(ALIASES)
+_FIELDS = (
+    _SAID
+    | _OURS
+    | {
+        "prompt",
+        "model",
+        "n",
+        "size",
+        "response_format",
+        "output_format",
+        "output_compression",
+        "partial_images",
+        "stream",
+    }
+)
+_FORM_NUMBERS = {"n", "partial_images", "output_compression", "seed", "steps", "strength"}
+_FORM_NUMBERS |= {"num_inference_steps", "guidance_scale", "noise_level", "width", "height"}
+
+
+@router.get("/models")
+async def models(request: Request) -> dict[str, Any]:
+    """The models that are served."""
+    data = [
+        {"id": name, "object": "model", "created": 0, "owned_by": "safelight"}
+        for name in house_of(request).settings.models
+    ]
+    return {"object": "list", "data": data}
+
+
+@router.get("/models/{name:path}")
+async def model(request: Request, name: str) -> dict[str, Any]:
+    """One of them."""
+    found = house_of(request).name(name)
+    return {"id": found, "object": "model", "created": 0, "owned_by": "safelight"}
+
+
+@router.post("/images/generations")
+async def generations(request: Request) -> Response:
+    """Pictures from a prompt."""
+    fields = await json_body(request)
+    if "prompt" not in fields:
+        raise InvalidRequest("prompt", "is missing.", "Say what the picture shows.")
+    return await _made(request, fields, "image_generation")
+
+
+@router.post("/images/edits")
+async def edits(request: Request) -> Response:
+    """A picture made anew by a prompt, where the mask is transparent; all of it without one."""
+    fields = await _form(request)
+    if "image" not in fields:
+        raise InvalidRequest("image", "is missing.", "Send the picture to edit.")
+    return await _made(request, fields, "image_edit")
+
+
+@router.post("/images/variations")
+async def variations(request: Request) -> Response:
+    """Others like a picture, by a model that looks at pictures."""
+    fields = await _form(request)
+    if "image" not in fields:
+        raise InvalidRequest("image", "is missing.", "Send the picture to vary.")
+    worker = await asyncio.to_thread(house_of(request).worker, fields.get("model"))
+    spec = worker.generator.model.spec
+    if spec.family not in ("image-variations", "unclip"):
+        fix = "Name a model that looks at pictures: image variations, or unCLIP."
+        raise InvalidRequest("model", f"{spec.name} makes no variations.", fix)
+    return await _made(request, fields, "image_generation")
+
+
+async def _form(request: Request) -> dict[str, Any]:
+    """A multipart body: files as bytes, numbers as numbers, ``image[]`` as ``image``."""
+    fields: dict[str, Any] = {}
+    several: dict[str, list[bytes]] = {}
+    async with request.form(max_files=16, max_fields=100) as form:
+        for key, value in form.multi_items():
+            name = key.removesuffix("[]")
+            if isinstance(value, str):
+                fields[name] = _typed(name, value)
+            else:
+                several.setdefault(name, []).append(await value.read())
+    for name, files in several.items():
+        fields[name] = files[0] if len(files) == 1 else files
+    return fields
+
+
+def _typed(name: str, value: str) -> Any:
+    if value.lower() in ("true", "false") and name in ("stream", "deterministic"):
+        return value.lower() == "true"
+    if name in _FORM_NUMBERS:
+        try:
+            return int(value) if value.lstrip("-").isdigit() else float(value)
+        except ValueError:
+            raise InvalidRequest(name, f"{value!r} is not a number.") from None
+    return value
+
+
+def read(fields: Mapping[str, Any]) -> GenerateRequest:
+    """Our request from theirs.
+
+    Raises:
+        InvalidRequest: a field that is not understood, or wrong.
+    """
+    unknown(fields, _FIELDS)
+    given = {name: value for name, value in fields.items() if name in _OURS and value is not None}
+    given["count"] = given.pop("n", None) or given.get("count", 1)
+    size = fields.get("size")
+    if size not in (None, "", "auto"):
+        width, _, height = str(size).lower().partition("x")
+        if not (width.isdigit() and height.isdigit()):
+            raise InvalidRequest("size", f"{size!r} is no size.", "Write 512x512, or auto.")
+        given["width"], given["height"] = int(width), int(height)
+    for name in ("image", "mask"):
+        value = given.get(name)
+        if isinstance(value, list):
+            given[name] = [wire.picture(each, name) for each in value]
+        elif value is not None:
+            given[name] = wire.picture(value, name)
+    return GenerateRequest.from_kwargs(**given)
+
+
+async def _made(request: Request, fields: dict[str, Any], kind: str) -> Response:
+    partial = _whole(fields, "partial_images", 0, 3)
+    format = wire.format_of(fields.get("output_format"))
+    quality = fields.get("output_compression")
+    if quality is not None:
+        quality = max(1, _whole(fields, "output_compression", 0, 100) or 1)
+    if fields.get("response_format") not in (None, "b64_json", "url"):
+        raise InvalidRequest("response_format", f"{fields['response_format']!r} is unknown.")
+    made = read(fields)
+    stream = bool(fields.get("stream"))
+    if stream and partial:
+        made = made.replace(preview_every=max(1, (made.steps or 25) // (partial + 1)))
+    job = await submitted(request, [made], fields.get("model"), format=format)
+    if stream:
+        told = _streamed(job, kind, format, quality, partial)
+        return StreamingResponse(told, media_type="text/event-stream")
+    results = shown(await waited(request, job))
+    return JSONResponse(_body(request, job, results, format, quality, fields))
+
+
+def _body(
+    request: Request,
+    job: Job,
+    results: list[ImageResult],
+    format: str,
+    quality: int | None,
+    fields: Mapping[str, Any],
+) -> dict[str, Any]:
+    removed = [result for result in results if result.outcome is Outcome.rejected]
+    if len(removed) == len(results):
+        raise Moderated(removed[0].message)
+    data = []
+    for result in results:
+        entry: dict[str, Any] = {
+            "seed": result.seed,
+            "nsfw_content_detected": result.nsfw,
+            "finish_reason": str(result.outcome),
+        }
+        if result.image is None:
+            entry["b64_json"] = None
+        elif fields.get("response_format") == "url":
+            base = str(request.base_url).rstrip("/")
+            entry["url"] = f"{base}/v1/jobs/{job.id}/images/{result.index}"
+        else:
+            entry["b64_json"] = wire.encoded(result, format, quality)
+        data.append(entry)
+    made = job.requests[0]
+    return {
+        "created": int(time.time()),
+        "data": data,
+        "output_format": format.lower(),
+        "size": f"{made.width}x{made.height}",
+        "usage": _usage(job),
+    }
+
+
+class Moderated(InvalidRequest):
+    """Every picture was removed."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("prompt", f"was refused: {reason}")
+
+
+def _usage(job: Job) -> dict[str, Any]:
+    """Tokens have no meaning here; clients read the fields all the same."""
+    return {
+        "input_tokens": 0,
+        "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+        "output_tokens": 0,
+        "total_tokens": 0,
+    }
+
+
+async def _streamed(
+    job: Job, kind: str, format: str, quality: int | None, partial: int
+) -> AsyncIterator[str]:
+    """Partial pictures, then each whole one, then ``[DONE]``."""
+    import base64
+    import io
+
+    sent, seen, done = 0, None, set[int]()
+    async for changed in wire.changes(job, every=0.02):
+        preview = changed.preview
+        if preview is not None and preview is not seen and sent < partial:
+            seen, out = preview, io.BytesIO()
+            preview.image.save(out, format)
+            text = base64.b64encode(out.getvalue()).decode()
+            yield _event(
+                job,
+                format,
+                {"type": f"{kind}.partial_image", "b64_json": text, "partial_image_index": sent},
+            )
+            sent += 1
+        for result in changed.pictures:
+            if result.index not in done and result.image is not None:
+                done.add(result.index)
+                text = wire.encoded(result, format, quality)
+                fields = {"type": f"{kind}.completed", "b64_json": text, "seed": result.seed}
+                yield _event(job, format, {**fields, "usage": _usage(job)})
+    if job.error is not None or not done:
+        reason = str(job.error) if job.error is not None else "no picture was made"
+        yield f"data: {json.dumps(error(500, 'failed', reason, ''))}\n\n"
+    yield "data: [DONE]\n\n"
+
+
+def _event(job: Job, format: str, fields: Mapping[str, Any]) -> str:
+    made = job.requests[0]
+    about = {
+        "created_at": int(time.time()),
+        "size": f"{made.width}x{made.height}",
+        "quality": "auto",
+        "background": "opaque",
+        "output_format": format.lower(),
+    }
+    return f"event: {fields['type']}\ndata: {json.dumps({**fields, **about})}\n\n"
+
+
+def _whole(fields: Mapping[str, Any], name: str, low: int, high: int) -> int:
+    value = fields.get(name)
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidRequest(name, f"must be a whole number from {low} to {high}, not {value!r}.")
+    return value
+
+
+def error(status: int, code: str, message: str, field: str) -> dict[str, Any]:
+    """The error body that the client's exceptions are made of."""
+    kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": field or None, "code": code}}

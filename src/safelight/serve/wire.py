@@ -1,0 +1,121 @@
+"""Pictures on the wire, and waiting for a job without blocking the server."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import io
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from PIL import Image
+
+from safelight import provenance
+from safelight.errors import InvalidRequest
+from safelight.request import ImageResult
+from safelight.serve.jobs import Job
+
+_DATA_URL = re.compile(r"data:[\w.+-]+/[\w.+-]+(;[\w=.-]+)*;base64,", re.IGNORECASE)
+FORMATS = {"png": "PNG", "jpeg": "JPEG", "jpg": "JPEG", "webp": "WEBP"}
+TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+
+
+def picture(value: Any, field: str) -> bytes:
+    """A picture's bytes from an upload, base64 or a data URL. Never a path: a request comes from
+    outside, and a string in it opens no file here.
+
+    Raises:
+        InvalidRequest: nothing of these.
+    """
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidRequest(field, "must be a picture: base64, a data URL or an upload.")
+    if re.match(r"https?://", value, re.IGNORECASE):
+        raise InvalidRequest(field, "is an address; this server fetches none.", "Send the picture.")
+    text = _DATA_URL.sub("", value.strip(), count=1)
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest(field, "is not base64.", "Send base64, or a data URL.") from None
+
+
+def format_of(name: Any, field: str = "output_format") -> str:
+    """PIL's name of a format.
+
+    Raises:
+        InvalidRequest: an unknown one.
+    """
+    found = FORMATS.get(str(name or "png").lower())
+    if found is None:
+        raise InvalidRequest(field, f"{name!r} is unknown.", "png, jpeg or webp.")
+    return found
+
+
+def encoded(result: ImageResult, format: str = "PNG", quality: int | None = None) -> str:
+    """A finished picture as base64, marked and with its settings."""
+    return base64_of(provenance.encode(result, format, quality=quality))
+
+
+def base64_of(data: bytes) -> str:
+    """Bytes as text."""
+    return base64.b64encode(data).decode()
+
+
+def png(image: Image.Image) -> str:
+    """A picture that is nobody's result, as base64."""
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return base64_of(out.getvalue())
+
+
+async def finished(job: Job, gone: Callable[[], Awaitable[bool]] | None = None) -> Job:
+    """Wait for a job's end.
+
+    Args:
+        gone: says whether whoever asked has left; the job is then cancelled.
+    """
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+    def hear(changed: Job) -> None:
+        if changed.status.final:
+            loop.call_soon_threadsafe(done.set)
+
+    stop = job.listen(hear)
+    try:
+        while not job.status.final:
+            try:
+                await asyncio.wait_for(done.wait(), 0.5)
+            except TimeoutError:
+                if gone is not None and await gone():
+                    job.cancel()
+    except asyncio.CancelledError:
+        job.cancel()
+        raise
+    finally:
+        stop()
+    return job
+
+
+async def changes(job: Job, every: float = 0.1) -> AsyncIterator[Job]:
+    """Yield the job after changes, at most every so many seconds, and at its end."""
+    loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+    def hear(_: Job) -> None:
+        loop.call_soon_threadsafe(changed.set)
+
+    stop = job.listen(hear)
+    try:
+        while not job.status.final:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), 15)
+            changed.clear()
+            yield job
+            if not job.status.final:
+                await asyncio.sleep(every)
+        yield job
+    finally:
+        stop()
