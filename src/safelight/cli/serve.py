@@ -52,6 +52,10 @@ def command(
         int, typer.Option("--max-count", min=1, help="Pictures of a request.")
     ] = 10,
     max_steps: Annotated[int, typer.Option("--max-steps", min=1, help="Steps of a picture.")] = 512,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Folder where jobs are kept; they outlive a restart."),
+    ] = None,
     drain_seconds: Annotated[
         float,
         typer.Option("--drain-seconds", min=0, help="How long accepted work may end at a stop."),
@@ -88,6 +92,7 @@ def command(
         queue_seconds=queue_seconds,
         max_count=max_count,
         max_steps=max_steps,
+        data_dir=data,
         drain_seconds=drain_seconds,
     )
     show.words().print(f"http://{host}:{port} serves {', '.join(settings.models)}", markup=False)

@@ -38,7 +38,7 @@ def create_app(settings: Settings | None = None, *, house: House | None = None) 
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(asyncio.to_thread(house.worker, None))
+        loading = asyncio.create_task(asyncio.to_thread(_start, house))
         app.state.loading = loading
         yield
         await asyncio.to_thread(house.close)
@@ -74,6 +74,14 @@ def create_app(settings: Settings | None = None, *, house: House | None = None) 
         return PlainTextResponse(app.state.metrics.text(), media_type="text/plain; version=0.0.4")
 
     return app
+
+
+def _start(house: House) -> None:
+    """Load the first model, and take up again what a crash has left."""
+    house.worker(None)
+    left = native.restore(house)
+    if left:
+        log.warning("%d jobs of before are taken up again", left)
 
 
 class Metrics:

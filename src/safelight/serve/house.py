@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -15,6 +16,7 @@ from safelight.generate import Generator, load
 from safelight.names import DEFAULT_MODEL
 from safelight.request import GenerateRequest
 from safelight.serve.jobs import Job
+from safelight.serve.store import Store
 from safelight.serve.worker import Worker
 from safelight.spec import Record
 
@@ -47,6 +49,8 @@ class Settings(Record):
     keep_seconds: float = Field(default=3600.0, ge=0)
     """How long a finished job is remembered."""
     keep_jobs: int = Field(default=1000, ge=1)
+    data_dir: str | None = None
+    """Where jobs of the native interface are kept; None: in memory alone."""
     drain_seconds: float = Field(default=60.0, ge=0)
     """How long accepted work may go on after the server was told to stop."""
 
@@ -63,6 +67,7 @@ class House:
         self._locks = {name: threading.Lock() for name in settings.models}
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
+        self.store = None if settings.data_dir is None else Store(Path(settings.data_dir))
 
     @property
     def default(self) -> str:
@@ -123,6 +128,7 @@ class House:
         priority: int = 0,
         timeout: float | None = None,
         format: str = "PNG",
+        on_accept: Callable[[Job], None] | None = None,
     ) -> Job:
         """Check requests against the limits and the model, and queue them as one job.
 
@@ -131,6 +137,7 @@ class House:
         Args:
             timeout: seconds after which nobody wants it any more, where it still waits.
             format: of the pictures' files.
+            on_accept: called before the job is queued; may change it, or refuse it by raising.
 
         Raises:
             InvalidRequest, ModelNotFound: before anything is queued.
@@ -149,6 +156,8 @@ class House:
         job = Job(name, resolved, priority=priority, deadline=deadline, format=format)
         self._remember(job)
         try:
+            if on_accept is not None:
+                on_accept(job)
             worker.submit(job)
         except Exception:
             self.forget(job.id)
@@ -207,3 +216,5 @@ class House:
         """Finish what was accepted, as long as the settings allow, and stop."""
         for worker in self._workers.values():
             worker.close(drain=self.settings.drain_seconds)
+        if self.store is not None:
+            self.store.close()

@@ -53,6 +53,9 @@ class Job:
     id: str = field(default_factory=lambda: f"job-{secrets.token_hex(12)}")
     created: float = field(default_factory=time.time)
 
+    keep: Callable[[Job, Status], None] | None = None
+    """Stores the job when it ends, before anybody is told; what it raises is the job's end."""
+
     status: Status = field(default=Status.queued, init=False)
     started: float | None = field(default=None, init=False)
     completed: float | None = field(default=None, init=False)
@@ -119,12 +122,17 @@ class Job:
     def end(self, error: Exception | None = None) -> None:
         """Final, one way or the other."""
         self.error, self.completed = error, time.time()
+        status = Status.completed
         if error is not None:
-            self.status = Status.failed
+            status = Status.failed
         elif self.cancel_token.is_set and len(self._good()) < self.count:
-            self.status = Status.cancelled
-        else:
-            self.status = Status.completed
+            status = Status.cancelled
+        if self.keep is not None:
+            try:
+                self.keep(self, status)
+            except SafelightError as failure:
+                self.error, status = self.error or failure, Status.failed
+        self.status = status
         self._tell()
 
     def _good(self) -> list[ImageResult]:

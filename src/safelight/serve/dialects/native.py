@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -11,12 +13,15 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from safelight import names, provenance
-from safelight.errors import InvalidRequest
+from safelight.errors import InvalidRequest, SafelightError
 from safelight.request import GenerateRequest, ImageResult
 from safelight.serve import wire
-from safelight.serve.dialects import house_of, json_body, submitted
+from safelight.serve.dialects import house_of, json_body
 from safelight.serve.house import House
-from safelight.serve.jobs import Job, described
+from safelight.serve.jobs import Job, Status, described
+from safelight.serve.store import Kept
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(tags=["native"])
 PICTURES = ("image", "mask", "depth")
@@ -42,22 +47,73 @@ EXAMPLE = {
 )
 async def create(request: Request) -> JSONResponse:
     """Queue a request: any field of ``GenerateRequest``, pictures as base64 or data URLs; and
-    ``model``, ``timeout`` (seconds), ``priority``, ``output_format``."""
-    house, body = house_of(request), await json_body(request)
-    own = {name: body.pop(name) for name in _OWN if name in body}
-    request_ = read(body)
+    ``model``, ``timeout`` (seconds), ``priority``, ``output_format``. With an ``Idempotency-Key``,
+    sending it again is the same job."""
+    body = await json_body(request)
+    key = request.headers.get("idempotency-key")
+    found = await asyncio.to_thread(accept, house_of(request), body, key)
+    where = {"location": found["url"], "retry-after": "1"}
+    return JSONResponse(found, 202, headers=where)
+
+
+def accept(
+    house: House, body: Mapping[str, Any], key: str | None = None, kept: Kept | None = None
+) -> dict[str, Any]:
+    """Queue what a body asks for.
+
+    Args:
+        kept: the job that it is already, after a restart.
+
+    Returns:
+        the job, as :func:`told`.
+    """
+    store = house.store
+    if key and store is not None and kept is None:
+        known = store.by_key(key)
+        if known is not None:
+            return found(house, known.id)
+    fields = {str(name): value for name, value in body.items()}
+    own = {name: fields.pop(name) for name in _OWN if name in fields}
     timeout, priority = _number(own, "timeout"), _number(own, "priority")
-    job = await submitted(
-        request,
-        [request_],
+    asked = read(fields)
+
+    def accepted(job: Job) -> None:
+        if store is None:
+            return
+        if kept is not None:
+            job.id, job.created = kept.id, kept.created
+        else:
+            seeded = {**body, "seed": job.requests[0].seed}
+            store.add(job, seeded, key)
+        finish = store.finish
+        job.keep = lambda ended, status: finish(ended, status, _final(house, ended, status))
+
+    job = house.submit(
+        [asked],
         own.get("model"),
         timeout=timeout,
         priority=int(priority or 0),
         format=wire.format_of(own.get("output_format")),
+        on_accept=accepted,
     )
-    return JSONResponse(
-        told(house, job), 202, headers={"location": f"/v1/jobs/{job.id}", "retry-after": "1"}
-    )
+    return told(house, job)
+
+
+def restore(house: House) -> int:
+    """Queue again what a crash has left; says how many."""
+    left = [] if house.store is None else house.store.unfinished()
+    for kept in left:
+        try:
+            accept(house, kept.body, kept=kept)
+        except SafelightError:
+            log.exception("job %s cannot be taken up again", kept.id)
+    return len(left)
+
+
+def _final(house: House, job: Job, status: Status) -> dict[str, Any]:
+    """What will be told once it has ended."""
+    found = {**told(house, job), "status": str(status), "eta_seconds": None}
+    return {**found, "progress": 1.0} if status is Status.completed else found
 
 
 def read(body: dict[str, Any]) -> GenerateRequest:
@@ -82,18 +138,25 @@ async def every(request: Request) -> dict[str, Any]:
 @router.get("/v1/jobs/{name}")
 async def one(request: Request, name: str) -> dict[str, Any]:
     """How far a job is; its results when it is done."""
-    return told(house_of(request), _found(request, name))
+    return found(house_of(request), name)
 
 
 @router.get("/v1/jobs/{name}/images/{index}")
 async def image(request: Request, name: str, index: int) -> Response:
     """A finished picture's file."""
-    job = _found(request, name)
-    result = next((each for each in job.results if each.index == index), None)
-    if result is None or result.image is None:
-        raise HTTPException(404, f"job {name} has no picture {index}")
-    data = provenance.encode(result, job.format)
-    return Response(data, media_type=wire.TYPES[job.format])
+    house = house_of(request)
+    job = house.job(name)
+    if job is not None:
+        result = next((each for each in job.results if each.index == index), None)
+        if result is not None and result.image is not None:
+            data = provenance.encode(result, job.format)
+            return Response(data, media_type=wire.TYPES[job.format])
+    kept = None if house.store is None else house.store.job(name)
+    if kept is not None and house.store is not None:
+        path = house.store.picture(name, index)
+        if path.is_file():
+            return Response(path.read_bytes(), media_type=wire.TYPES[kept.format])
+    raise HTTPException(404, f"job {name} has no picture {index}")
 
 
 @router.get("/v1/jobs/{name}/preview")
@@ -133,8 +196,15 @@ async def cancel(request: Request, name: str) -> dict[str, Any]:
 @router.delete("/v1/jobs/{name}", status_code=204)
 async def delete(request: Request, name: str) -> Response:
     """Cancel a job, and forget its pictures."""
-    _found(request, name).cancel()
-    house_of(request).forget(name)
+    house = house_of(request)
+    found(house, name)
+    job = house.job(name)
+    if job is not None:
+        job.cancel()
+        job.keep = None
+    house.forget(name)
+    if house.store is not None:
+        house.store.remove(name)
     return Response(status_code=204)
 
 
@@ -171,6 +241,21 @@ def _result(job: Job, result: ImageResult) -> dict[str, Any]:
         "notices": list(result.notices),
         "url": None if result.image is None else f"/v1/jobs/{job.id}/images/{result.index}",
     }
+
+
+def found(house: House, name: str) -> dict[str, Any]:
+    """A job as JSON, from memory or from disk.
+
+    Raises:
+        HTTPException: there is none, 404.
+    """
+    job = house.job(name)
+    if job is not None:
+        return told(house, job)
+    kept = None if house.store is None else house.store.job(name)
+    if kept is None:
+        raise HTTPException(404, f"no job {name}; finished ones are forgotten after a while")
+    return dict(kept.told or {"id": kept.id, "status": str(kept.status), "url": f"/v1/jobs/{name}"})
 
 
 def _found(request: Request, name: str) -> Job:
