@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from safelight.errors import InvalidRequest, WeightsError
-from safelight.model import read_tokenizer
+from safelight.model import Model, read_tokenizer
 from safelight.spec import PriorSpec
 from safelight.store import karlo
+from safelight.store.checkers import attach_checker
 from safelight.store.folder import FolderContents, read_folder, write_folder
 from safelight.store.single_file import read_single_file, write_single_file
 from safelight.store.weights import StateDict, read_weights, save_safetensors
@@ -67,6 +68,28 @@ def convert(
     if karlo.is_karlo(read_weights(source)):
         return _prior_to_folder(source, target, kind, original)
     return _to_folder(read_single_file(source, **original), source, target, kind)
+
+
+def write_model(model: Model, folder: Path, *, dtype: str | None = None) -> None:
+    """A loaded model as a published folder. Text-to-image pipelines have no vision tower: it stays
+    out.
+
+    Args:
+        dtype: of the tensors; None keeps theirs.
+    """
+    spec = model.spec
+    if spec.family not in ("image-variations", "unclip"):
+        spec = spec.replace(vision=None)
+    states = {
+        part: net.state_dict()
+        for part, net in model.networks.items()
+        if part != "vision" or spec.vision is not None
+    }
+    write_folder(
+        folder, spec, states, model.tokenizer, dtype=None if dtype is None else _DTYPES[dtype]
+    )
+    if model.checker is not None:
+        attach_checker(folder, model.checker.spec, model.checker.head.state_dict())
 
 
 def _to_file(contents: FolderContents, target: Path, dtype: torch.dtype | None) -> dict[str, Any]:
