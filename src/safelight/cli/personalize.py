@@ -1,8 +1,8 @@
 """``safelight personalize``: DreamBooth, LoRA and textual inversion from a few pictures.
 
 Options have this program's names and those of diffusers' training scripts, which every tutorial
-uses, with dashes or underscores. All of them are fields of a recipe; a recipe may be given, too,
-and options win over it.
+uses (:data:`ALIASES`), with dashes or underscores. All of them are fields of a recipe; a recipe
+may be given, too, and options win over it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Rate(StrEnum):
     """How the rate changes over the run."""
 
     constant = "constant"
-    constant_with_warmup = "constant_with_warmup"
+    constant_with_warmup = "constant-with-warmup"
     linear = "linear"
     cosine = "cosine"
 
@@ -59,165 +59,183 @@ class Precision(StrEnum):
     fp16 = "fp16"
 
 
-def _told(*names: str, off: str = "", **settings: Any) -> Any:
-    """An option by its names, each also as the scripts spell it: with underscores.
+ALIASES = {
+    "instance-data-dir": "instance-data",
+    "train-data-dir": "instance-data",
+    "class-data-dir": "class-data",
+    "pretrained-model-name-or-path": "model",
+    "output-dir": "output",
+    "max-train-steps": "steps",
+    "train-batch-size": "batch",
+    "gradient-accumulation-steps": "accumulation",
+    "placeholder-token": "token",
+    "initializer-token": "initializer",
+    "num-vectors": "vectors",
+    "lora-alpha": "alpha",
+    "network-alpha": "alpha",
+    "network-dim": "rank",
+}
+"""What scripts call an option: its name here."""
+_FLAGS = {"offset_noise": "offset-noise-usual"}
+"""What is a flag in the scripts, and takes a number here."""
 
-    Args:
-        off: the name that says no, for a flag.
-    """
-    spelled = [n for name in names for n in (name, _underscored(name))]
-    if off:
-        spelled[0] += f"/{off}"
-    return typer.Option(*dict.fromkeys(spelled), **settings)
+
+def spelled(name: str) -> str:
+    """An option's name here, for one as the scripts spell it."""
+    dashed = name.replace("_", "-")
+    return _FLAGS.get(name, ALIASES.get(dashed, dashed))
 
 
-def _underscored(name: str) -> str:
-    return "--" + name[2:].replace("-", "_") if name.startswith("--") else name
+app = typer.Typer(add_completion=False)
 
 
+@app.command(context_settings={"token_normalize_func": spelled})
 def command(
     recipe_file: Annotated[
         Path | None, typer.Argument(metavar="[RECIPE]", help="A TOML file; options win over it.")
     ] = None,
     method: Annotated[
-        Method | None, typer.Option("--method", help="What is trained. [default: dreambooth]")
+        Method | None, typer.Option("--method", help="What is trained. (default: dreambooth)")
     ] = None,
     instance_data: Annotated[
         Path | None,
-        _told(
+        typer.Option(
             "--instance-data",
-            "--instance-data-dir",
-            "--train-data-dir",
             help="Folder with 5 to 10 pictures of the subject.",
         ),
     ] = None,
     instance_prompt: Annotated[
         str | None,
-        _told("--instance-prompt", help="What they show, with a rare word: a photo of sks dog."),
+        typer.Option(
+            "--instance-prompt", help="What they show, with a rare word: a photo of sks dog."
+        ),
     ] = None,
     class_prompt: Annotated[
         str | None,
-        _told("--class-prompt", help="Prior preservation: the subject's class, a photo of a dog."),
+        typer.Option(
+            "--class-prompt", help="Prior preservation: the subject's class, a photo of a dog."
+        ),
     ] = None,
     class_data: Annotated[
         Path | None,
-        _told(
+        typer.Option(
             "--class-data",
-            "--class-data-dir",
             help="Folder with pictures of the class; the model makes what is missing.",
         ),
     ] = None,
     num_class_images: Annotated[
-        int | None, _told("--num-class-images", help="How many of them. [default: 100]", min=1)
+        int | None,
+        typer.Option("--num-class-images", help="How many of them. (default: 100)", min=1),
     ] = None,
     prior_loss_weight: Annotated[
-        float | None, _told("--prior-loss-weight", help="Of their loss. [default: 1]", min=0)
+        float | None, typer.Option("--prior-loss-weight", help="Of their loss. (default: 1)", min=0)
     ] = None,
     prior: Annotated[
         bool | None,
-        _told(
-            "--with-prior-preservation",
-            off="--without-prior-preservation",
+        typer.Option(
+            "--with-prior-preservation/--without-prior-preservation",
             help="On where there is a class prompt.",
         ),
     ] = None,
     train_text_encoder: Annotated[
         bool | None,
-        _told("--train-text-encoder", off="--freeze-text-encoder", help="The text tower too."),
+        typer.Option("--train-text-encoder/--freeze-text-encoder", help="The text tower too."),
     ] = None,
-    rank: Annotated[int | None, typer.Option("--rank", min=1, help="LoRA's. [default: 4]")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", min=1, help="LoRA's. (default: 4)")] = None,
     alpha: Annotated[
         float | None,
-        _told("--alpha", "--lora-alpha", "--network-alpha", help="LoRA's. [default: the rank]"),
+        typer.Option("--alpha", help="LoRA's. (default: the rank)"),
     ] = None,
     target: Annotated[
         list[Target] | None,
-        _told("--target", help="Layers that LoRA adds to; may be repeated. [default: attention]"),
+        typer.Option(
+            "--target", help="Layers that LoRA adds to; may be repeated. (default: attention)"
+        ),
     ] = None,
-    token: Annotated[
-        str | None, _told("--token", "--placeholder-token", help="The new word: <my-dog>.")
-    ] = None,
+    token: Annotated[str | None, typer.Option("--token", help="The new word: <my-dog>.")] = None,
     initializer: Annotated[
         str | None,
-        _told("--initializer", "--initializer-token", help="A known word that it starts as."),
+        typer.Option("--initializer", help="A known word that it starts as."),
     ] = None,
     vectors: Annotated[
-        int | None, _told("--vectors", "--num-vectors", help="Vectors for it. [default: 1]", min=1)
+        int | None, typer.Option("--vectors", help="Vectors for it. (default: 1)", min=1)
     ] = None,
     learnable: Annotated[
-        Property | None, _told("--learnable-property", help="[default: object]")
+        Property | None, typer.Option("--learnable-property", help="(default: object)")
     ] = None,
     model: Annotated[
         str | None,
-        _told(
+        typer.Option(
             "--model",
-            "--pretrained-model-name-or-path",
             "-m",
-            help="What to start from: a name, folder, file or hub id. [default: tiny]",
+            help="What to start from: a name, folder, file or hub id. (default: tiny)",
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        _told("--output", "--output-dir", "-o", help="Folder of the run and its result."),
+        typer.Option("--output", "-o", help="Folder of the run and its result."),
     ] = None,
     resolution: Annotated[
-        int | None, typer.Option("--resolution", min=8, help="[default: the model's own]")
+        int | None, typer.Option("--resolution", min=8, help="(default: the model's own)")
     ] = None,
     center_crop: Annotated[
-        bool | None, _told("--center-crop", help="Cut squares from the middle, not anywhere.")
+        bool | None,
+        typer.Option("--center-crop", help="Cut squares from the middle, not anywhere."),
     ] = None,
     random_flip: Annotated[
-        bool | None, _told("--random-flip", help="Half of the pictures mirrored.")
+        bool | None, typer.Option("--random-flip", help="Half of the pictures mirrored.")
     ] = None,
-    steps: Annotated[
-        int | None, _told("--steps", "--max-train-steps", help="Length of the run.", min=1)
-    ] = None,
-    batch: Annotated[
-        int | None, _told("--batch", "--train-batch-size", help="Pictures at once.", min=1)
-    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Length of the run.", min=1)] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="Pictures at once.", min=1)] = None,
     accumulation: Annotated[
         int | None,
-        _told("--accumulation", "--gradient-accumulation-steps", help="Batches a step.", min=1),
+        typer.Option("--accumulation", help="Batches a step.", min=1),
     ] = None,
     learning_rate: Annotated[
-        float | None, _told("--learning-rate", help="[default: as published for the method]")
+        float | None, typer.Option("--learning-rate", help="(default: as published for the method)")
     ] = None,
     lr_scheduler: Annotated[
-        Rate | None, _told("--lr-scheduler", help="[default: constant]")
+        Rate | None, typer.Option("--lr-scheduler", help="(default: constant)")
     ] = None,
-    lr_warmup_steps: Annotated[int | None, _told("--lr-warmup-steps", help="", min=0)] = None,
+    lr_warmup_steps: Annotated[
+        int | None,
+        typer.Option("--lr-warmup-steps", min=0, help="Steps over which the rate rises."),
+    ] = None,
     snr_gamma: Annotated[
-        float | None, _told("--snr-gamma", help="Min-SNR weighting; 5 is usual.")
+        float | None, typer.Option("--snr-gamma", help="Min-SNR weighting; 5 is usual.")
     ] = None,
     offset_noise: Annotated[
-        float | None, typer.Option("--offset-noise", help="Its strength.", min=0)
+        float | None, typer.Option("--offset-noise", min=0, help="Its strength; 0.1 is usual.")
     ] = None,
-    offset_flag: Annotated[
-        bool, typer.Option("--offset_noise", help="The scripts' flag: strength 0.1.")
-    ] = False,
-    mixed_precision: Annotated[Precision | None, _told("--mixed-precision", help="")] = None,
+    offset_usual: Annotated[bool, typer.Option("--offset-noise-usual", hidden=True)] = False,
+    mixed_precision: Annotated[
+        Precision | None, typer.Option("--mixed-precision", help="bf16, where it is fast.")
+    ] = None,
     gradient_checkpointing: Annotated[
-        bool | None, _told("--gradient-checkpointing", help="Less memory, a third more time.")
+        bool | None,
+        typer.Option("--gradient-checkpointing", help="Less memory, a third more time."),
     ] = None,
     use_8bit_adam: Annotated[
-        bool | None, _told("--use-8bit-adam", help="Where bitsandbytes is installed.")
+        bool | None, typer.Option("--use-8bit-adam", help="Where bitsandbytes is installed.")
     ] = None,
     checkpointing_steps: Annotated[
-        int | None, _told("--checkpointing-steps", help="[default: 500]", min=1)
+        int | None, typer.Option("--checkpointing-steps", help="(default: 500)", min=1)
     ] = None,
     resume: Annotated[
         str | None,
-        _told("--resume-from-checkpoint", help="Only latest: runs go on by themselves."),
+        typer.Option("--resume-from-checkpoint", help="Only latest: runs go on by themselves."),
     ] = None,
     validation_prompt: Annotated[
         list[str] | None,
-        _told("--validation-prompt", help="Held-out prompt of the sample sheets; may be repeated."),
+        typer.Option(
+            "--validation-prompt", help="Held-out prompt of the sample sheets; may be repeated."
+        ),
     ] = None,
     num_validation_images: Annotated[
-        int | None, _told("--num-validation-images", help="[default: 4]", min=1)
+        int | None, typer.Option("--num-validation-images", help="(default: 4)", min=1)
     ] = None,
     validation_steps: Annotated[
-        int | None, _told("--validation-steps", help="Between sheets. [default: 100]", min=1)
+        int | None, typer.Option("--validation-steps", help="Between sheets. (default: 100)", min=1)
     ] = None,
     clip: Annotated[
         Path | None, typer.Option("--clip", help="A CLIP's folder, for the copying alarm.")
@@ -272,7 +290,7 @@ def command(
         flip=random_flip,
         weighting=None if snr_gamma is None else "min_snr",
         min_snr_gamma=snr_gamma,
-        offset_noise=0.1 if offset_flag and offset_noise is None else offset_noise,
+        offset_noise=0.1 if offset_usual and offset_noise is None else offset_noise,
         validation_prompts=validation_prompt or None,
         validation_images=num_validation_images,
         clip=clip,

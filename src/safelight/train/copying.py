@@ -73,7 +73,7 @@ class Alarm:
     """
 
     def __init__(self, pictures: np.ndarray, embed: Embed | None = None) -> None:
-        self._views = {"pixels": _views}
+        self._views: dict[str, Callable[[np.ndarray], np.ndarray]] = {"pixels": _views}
         if embed is not None:
             self._views["embedding"] = lambda rows: embed([Image.fromarray(p) for p in rows])
         self._known, self.limits = dict[str, np.ndarray](), dict[str, float]()
