@@ -142,7 +142,7 @@ def test_a_run_from_beginning_to_end(tmp_path: Path, capsys: pytest.CaptureFixtu
     document = json.loads(capsys.readouterr().out)
     assert document["seen"] == 2
     assert document["validation"]["copies"] == 0
-    assert 0 < document["validation"]["trained_percent_of_unet"] < 30
+    assert 0 < document["validation"]["trained_percent"] < 30
     assert load_file(tmp_path / "out" / "pytorch_lora_weights.safetensors")
     assert len(list((tmp_path / "out" / "class-pictures").glob("*.png"))) == 2
     assert len(list((tmp_path / "out").glob("samples-*.png"))) == 1

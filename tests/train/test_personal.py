@@ -255,8 +255,9 @@ def test_a_fresh_lora_changes_nothing(folder: Path, pictures: Path, tmp_path: Pa
     assert np.array_equal(ours(mine.learner.model()), ours(folder))
     numbers = mine.validate(mine.module)
     total = sum(p.numel() for p in mine.module.parameters())
-    whole = sum(p.numel() for p in mine.base.unet.parameters())
-    assert numbers["trained_percent_of_unet"] == pytest.approx(100 * total / whole, abs=1e-3)
+    networks = (mine.base.unet, mine.base.text)
+    whole = sum(p.numel() for network in networks for p in network.parameters())  # type: ignore[union-attr]
+    assert numbers["trained_percent"] == pytest.approx(100 * total / whole, abs=1e-3)
 
 
 def test_a_new_word_as_diffusers_reads_it(folder: Path, pictures: Path, tmp_path: Path) -> None:
@@ -387,6 +388,20 @@ def test_class_pictures_are_made_once_by_the_model(
     again = Engine()
     PersonalObjective(made, again)
     assert again.asked == []
+
+
+def test_several_class_prompts_take_turns(folder: Path, pictures: Path, tmp_path: Path) -> None:
+    made = recipe(
+        tmp_path / "run", folder, pictures, class_prompt="a cat | a dog", num_class_images=4
+    )
+    engine = Engine()
+    mine = PersonalObjective(made, engine)
+    assert engine.asked == [("a cat", 0), ("a dog", 1), ("a cat", 2), ("a dog", 3)]
+    assert mine.classes is not None
+    batch, tokenizer = mine.batch(0, 4), mine._tokenizer
+    for index, ids in enumerate(batch.ids[4:]):
+        place = mine.classes.sight(index, 0, 14).place
+        assert ids.tolist() == tokenizer.tokens(["a dog" if place % 2 else "a cat"])[0]
 
 
 # -- errors -------------------------------------------------------------------------------------

@@ -284,7 +284,7 @@ def command(
         token=token,
         initializer=initializer,
         vectors=vectors,
-        property=None if learnable is None else learnable.value,
+        learnable=None if learnable is None else learnable.value,
         resolution=resolution,
         crop=None if center_crop is None else "center",
         flip=random_flip,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -120,7 +120,7 @@ class PersonalObjective:
         self._tokenizer = _reader(self.learner, model)
         self.prompts = settings.validation_prompts or self._prompts()[:1]
         self._check_length()
-        self.classes = self._class_pictures(size) if settings.class_prompt else None
+        self.classes = self._class_pictures(size) if settings.class_prompts else None
         self._encoded: dict[tuple[str, int, bool], Posterior] = {}
         for network in self.learner.frozen:
             if self.device.type == "cpu":
@@ -163,12 +163,12 @@ class PersonalObjective:
         settings = self.settings
         if settings.method != "textual_inversion":
             return (settings.instance_prompt,)
-        templates = settings.templates or TEMPLATES[settings.property]
+        templates = settings.templates or TEMPLATES[settings.learnable]
         return tuple(template.format(settings.token) for template in templates)
 
     def _check_length(self) -> None:
         room = self._tokenizer.context_length - 2
-        for prompt in (*self._prompts(), self.settings.class_prompt):
+        for prompt in (*self._prompts(), *self.settings.class_prompts):
             if (count := self._tokenizer.count(prompt)) > room:
                 raise InvalidRequest(
                     "instance_prompt", f"a prompt of {count} tokens; {room} can be read.",
@@ -196,10 +196,14 @@ class PersonalObjective:
         withheld = 0
         while missing > 0 and self.render is not None:
             asked = range(seed, seed + min(missing, _AT_ONCE))
-            made = self.render(self.base, [settings.class_prompt] * len(asked), asked)
-            for number, picture in zip(asked, made, strict=True):
+            prompts = [settings.class_prompts[k % len(settings.class_prompts)] for k in asked]
+            made = self.render(self.base, prompts, asked)
+            for number, prompt, picture in zip(asked, prompts, made, strict=True):
                 if picture is not None:
-                    save(folder / f"{number:06d}.png", picture)
+                    file = folder / f"{number:06d}.png"
+                    if len(settings.class_prompts) > 1:  # before the picture, which counts
+                        file.with_suffix(".txt").write_text(prompt + "\n", encoding="utf-8")
+                    save(file, picture)
             got = sum(p is not None for p in made)
             missing, seed, withheld = missing - got, asked.stop, withheld + len(made) - got
             if withheld > 10 * settings.num_class_images:
@@ -235,8 +239,16 @@ class PersonalObjective:
             self._encoded[name] = found
         return self._encoded[name]
 
-    def _rows(self, photos: Photos, start: int, count: int, stream: int, prompts: Any) -> Batch:
-        """Pictures ``start`` to ``start + count`` of the run, from one folder."""
+    def _rows(
+        self,
+        photos: Photos,
+        start: int,
+        count: int,
+        stream: int,
+        prompts: Callable[[int, np.random.Generator], str],
+    ) -> Batch:
+        """Pictures ``start`` to ``start + count`` of the run, from one folder; ``prompts`` says
+        what a picture of it shows."""
         seed, strength = self.recipe.seed, self.settings.offset_noise
         latents, noises, said = [], [], []
         for index in range(start, start + count):
@@ -245,7 +257,7 @@ class PersonalObjective:
             rng, shape = key(seed, index, stream + 2), posterior.mean.shape
             spread, noise = (_normal(rng, shape) for _ in range(2))
             latents.append(posterior.sample(spread.to(posterior.mean)))
-            said.append(prompts[int(rng.integers(len(prompts)))])
+            said.append(prompts(sight.place, rng))
             if strength:
                 noise = losses.offset_noise(noise, _normal(rng, shape[:2]), strength)
             noises.append(noise)
@@ -256,10 +268,16 @@ class PersonalObjective:
         return Batch(*parts, subjects=count)
 
     def batch(self, start: int, count: int) -> Batch:
-        rows = self._rows(self.subject, start, count, _SUBJECT, self._prompts())
-        if self.classes is None:
+        known = self._prompts()
+        rows = self._rows(
+            self.subject, start, count, _SUBJECT, lambda _, rng: known[rng.integers(len(known))]
+        )
+        classes, named = self.classes, self.settings.class_prompts
+        if classes is None:
             return rows
-        prior = self._rows(self.classes, start, count, _CLASS, (self.settings.class_prompt,))
+        prior = self._rows(
+            classes, start, count, _CLASS, lambda place, _: classes.caption(place) or named[0]
+        )
         both = (torch.cat(pair) for pair in zip(rows[:4], prior[:4], strict=True))
         return Batch(*both, subjects=count)
 
@@ -293,8 +311,9 @@ class PersonalObjective:
         """Samples of the held-out prompts, and how near they are to the subject's pictures."""
         assert isinstance(module, Learner)
         trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        whole = sum(p.numel() for p in self.base.unet.parameters())
-        numbers = {"trained_percent_of_unet": round(100 * trained / whole, 4)}
+        networks = (self.base.unet, self.base.text)
+        whole = sum(p.numel() for network in networks if network for p in network.parameters())
+        numbers = {"trained_percent": round(100 * trained / whole, 4)}
         if self.render is None or self.alarm is None:
             return numbers
         each = self.settings.validation_images

@@ -28,7 +28,8 @@ class PersonalRecipe(Record):
     itself. None: ``class-pictures`` in the run's folder."""
     class_prompt: str = ""
     """``a photo of a dog``: with it, what the model knows of the class is preserved (prior
-    preservation). Empty: it is not."""
+    preservation). Empty: it is not. ``a red cone | a blue cone``: several, in turns; each of the
+    pictures that are made has its own prompt beside it, in a text file."""
     num_class_images: int = Field(default=100, gt=0)
     prior_loss_weight: float = Field(default=1.0, ge=0)
     train_text_encoder: bool = False
@@ -45,7 +46,7 @@ class PersonalRecipe(Record):
     """A known word, one token long, whose meaning the new one starts with."""
     vectors: int = Field(default=1, gt=0, le=75)
     """How many vectors stand for the new word."""
-    property: Literal["object", "style"] = "object"
+    learnable: Literal["object", "style"] = "object"
     """What the new word is, for the sentences that it is learned in."""
     templates: tuple[str, ...] = ()
     """Other such sentences, each with ``{}`` for the word."""
@@ -68,6 +69,11 @@ class PersonalRecipe(Record):
     Where there is none, pixels alone are compared."""
     half: bool = False
     """Write the model in float16 (``dreambooth``)."""
+
+    @property
+    def class_prompts(self) -> tuple[str, ...]:
+        """``class_prompt``'s parts."""
+        return tuple(part.strip() for part in self.class_prompt.split("|") if part.strip())
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -92,6 +92,10 @@ class Photos:
         cut = self.random_crop and not self._square[place]
         return Sight(place, mirrored, (where[0], where[1]) if cut else None)
 
+    def caption(self, place: int) -> str:
+        """What stands beside the picture, in a text file or a list; empty where nothing does."""
+        return next(iter(self._source.captions(place)), "")
+
     def pixels(self, sight: Sight) -> np.ndarray:
         """uint8 ``(size, size, 3)``."""
         part, _ = crop(self._decoded(sight.place), (self.size, self.size), sight.where)
