@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from personal_micro import PROMPT, write_model, write_pictures
-from safelight.cli.main import main
+from safelight.cli.main import _load, main
 from safelight.cli.personalize import ALIASES, app, spelled
 
 
@@ -151,3 +153,44 @@ def test_a_run_from_beginning_to_end(tmp_path: Path, capsys: pytest.CaptureFixtu
     out, err = capsys.readouterr()
     assert "2 of 2 pictures seen" in out
     assert "--lora" in err
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "personalize.md"
+
+
+def commands() -> list[list[str]]:
+    """The page's command lines, in order."""
+    blocks = re.findall(r"^```\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line)[1:] for line in lines if line.startswith("safelight ")]
+
+
+def test_the_page_s_commands_are_real(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Every personalisation resolves; every other line parses; what is used was made before."""
+    seen, made = 0, {"curio", "dog"}
+    for name, *rest in commands():
+        if name == "personalize":
+            arguments = [str(PAGE.parents[1] / a) if a.endswith(".toml") else a for a in rest]
+            recipe = resolved(capsys, *arguments)
+            made.add(recipe["output"])
+            assert recipe["personal"]["instance_data"].rpartition("/")[2] in made
+            seen += 1
+            continue
+        command: Any = _load(name)
+        if hasattr(command, "commands"):
+            name, *rest = rest
+            command = command.commands[name]
+        parameters = command.make_context(name, rest).params
+        if name == "generate":
+            model = parameters["model"]
+            used = [*parameters.get("lora", ()), *parameters.get("embedding", ())]
+            assert model == "tiny" or model in made
+            assert all(Path(file).parent.name in made for file in used)
+    assert seen == 5
+
+
+def test_the_page_names_every_alias() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    spelled_there = {a.replace("_", "-") for a in re.findall(r"`--([a-z_]+)`", page)}
+    rare = {"train-data-dir", "lora-alpha", "network-alpha", "network-dim"}
+    assert set(ALIASES) - rare <= spelled_there
