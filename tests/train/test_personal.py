@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
@@ -250,6 +252,33 @@ def test_lora_is_the_same_everywhere(
     assert np.array_equal(ours(learner.base), plain)
 
 
+def test_lora_s_gradients_are_peft_s(folder: Path, pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    made = recipe(output, folder, pictures, method="lora", rank=2, alpha=6.0, lr=0.05)
+    learner: Any = trained(made)._averaged()
+    mine = PersonalObjective(made)
+    mine.module.load_state_dict(learner.state_dict())
+    batch = mine.batch(0, 2)
+    loss, _ = mine.loss(mine.module, batch)
+    loss.backward()
+    pipeline = peer(folder)
+    unet = peft.PeftModel.from_pretrained(
+        pipeline.unet, str(output / "peft" / "unet"), is_trainable=True
+    )
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    noisy = scheduler.add_noise(batch.latents, batch.noise, batch.t)
+    said = unet(noisy, batch.t, pipeline.text_encoder(batch.ids)[0]).sample
+    (said - batch.noise).square().mean().backward()
+    own = dict(mine.module.named_parameters())
+    theirs_ = {n: w for n, w in unet.named_parameters() if w.requires_grad}
+    assert len(own) == len(theirs_)
+    for name, weight in theirs_.items():
+        path, _, factor = name.removeprefix("base_model.model.").partition(".lora_")
+        end = {"A": "down", "B": "up"}[factor[0]]
+        gradient = own[f"unet/{path.replace('.', '/')}/{end}"].grad
+        torch.testing.assert_close(gradient, weight.grad, rtol=1e-3, atol=2e-6)
+
+
 def test_a_fresh_lora_changes_nothing(folder: Path, pictures: Path, tmp_path: Path) -> None:
     mine = PersonalObjective(recipe(tmp_path / "run", folder, pictures, method="lora"))
     assert np.array_equal(ours(mine.learner.model()), ours(folder))
@@ -355,6 +384,33 @@ def test_recomputed_activations_change_nothing(
         runs.append(trained(made).plain.state_dict())
     for name, value in runs[0].items():
         torch.testing.assert_close(value, runs[1][name])
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """accelerate keeps one precision a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize("method", ["dreambooth", "lora", "textual_inversion"])
+def test_bfloat16_is_for_the_networks_only(
+    folder: Path, pictures: Path, tmp_path: Path, method: str
+) -> None:
+    more = {"templates": ("a {}",)} if method == "textual_inversion" else {}
+    made = recipe(
+        tmp_path / "run", folder, pictures, method=method, precision="bfloat16", steps=1, **more
+    )
+    run = trained(made)
+    assert {p.dtype for p in run.plain.parameters()} == {torch.float32}
+    start = PersonalObjective(
+        recipe(tmp_path / "other", folder, pictures, method=method, **more)
+    ).module.state_dict()
+    for name, value in run.plain.state_dict().items():
+        assert torch.isfinite(value).all(), name
+    assert any(not torch.equal(v, start[n]) for n, v in run.plain.state_dict().items())
 
 
 def test_class_pictures_are_made_once_by_the_model(

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from safelight.adapters import Adaptation, Embedding, LoRA, adapt, derive
@@ -29,7 +28,7 @@ from safelight.nets import lora, lora_keys
 from safelight.nets.clip import TextTower
 from safelight.nets.lora import Adapter, Pair
 from safelight.nets.unet import UNet
-from safelight.store.weights import StateDict
+from safelight.store.weights import StateDict, save_safetensors
 from safelight.train.personal_recipe import PersonalRecipe
 
 UNET_TARGETS = {
@@ -202,7 +201,7 @@ class LowRank(Learner):
                     "ss_network_dim": str(self.settings.rank),
                     "ss_network_alpha": f"{alpha:g}",
                 }
-            save_file(state, folder / name, metadata)
+            save_safetensors(folder / name, state, metadata)
         for component, adapter in adapters.items():
             _write_peft(folder / "peft" / component, adapter, self.settings.rank, alpha)
         return [folder / LORA_FILE, folder / KOHYA_FILE]
@@ -241,7 +240,7 @@ class Inversion(Learner):
         return unet(x, t, text(ids).states)
 
     def _word(self) -> dict[str, Tensor]:
-        return {self.settings.token: self.vectors.detach().cpu().contiguous()}
+        return {self.settings.token: self.vectors.detach().cpu()}
 
     def model(self) -> Model:
         words = dict(StateDict.of(self._word()).entries)
@@ -249,7 +248,7 @@ class Inversion(Learner):
 
     def write(self, folder: Path) -> list[Path]:
         """diffusers' layout: the word, and its vectors ``(n, width)``."""
-        save_file(self._word(), folder / EMBEDDING_FILE)
+        save_safetensors(folder / EMBEDDING_FILE, self._word())
         return [folder / EMBEDDING_FILE]
 
 
@@ -288,7 +287,7 @@ def _write_peft(folder: Path, adapter: Adapter, rank: int, alpha: float) -> None
     for path, pair in pairs.items():
         stem = f"base_model.model.{path}"
         state |= {f"{stem}.lora_A.weight": pair.down, f"{stem}.lora_B.weight": pair.up}
-    save_file({k: v.contiguous() for k, v in state.items()}, folder / "adapter_model.safetensors")
+    save_safetensors(folder / "adapter_model.safetensors", state)
     config = {
         "peft_type": "LORA",
         "r": rank,
