@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -107,7 +108,9 @@ class PersonalObjective:
         if not settings.instance_data.is_dir():  # before a model is loaded
             Photos(settings.instance_data, 8)
         _same_run(recipe)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device("cpu")
+        if torch.cuda.is_available():  # what is frozen lies where accelerate will train
+            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         if model is None:
             model = Model.load(settings.model, device=self.device, dtype=torch.float32)
         self.base, self.schedule = model, model.schedule
