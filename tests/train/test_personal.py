@@ -279,6 +279,23 @@ def test_lora_s_gradients_are_peft_s(folder: Path, pictures: Path, tmp_path: Pat
         torch.testing.assert_close(gradient, weight.grad, rtol=1e-3, atol=2e-6)
 
 
+def test_factors_whose_data_is_replaced_still_act(
+    folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """As DistributedDataParallel does when a run is shared by several processes."""
+    mine = PersonalObjective(recipe(tmp_path / "run", folder, pictures, method="lora"))
+    batch = mine.batch(0, 2)
+    with torch.no_grad():
+        before = mine.module(batch.latents, batch.t, batch.ids)
+    for name, weight in mine.module.named_parameters():
+        weight.data = weight.data + (0.5 if name.endswith("up") else 0.0)
+    loss, _ = mine.loss(mine.module, batch)
+    loss.backward()
+    assert all(w.grad is not None and w.grad.abs().max() > 0 for w in mine.module.parameters())
+    after = mine.module(batch.latents, batch.t, batch.ids)
+    assert not torch.allclose(before, after, atol=1e-3)
+
+
 def test_a_fresh_lora_changes_nothing(folder: Path, pictures: Path, tmp_path: Path) -> None:
     mine = PersonalObjective(recipe(tmp_path / "run", folder, pictures, method="lora"))
     assert np.array_equal(ours(mine.learner.model()), ours(folder))
@@ -472,7 +489,9 @@ def test_what_does_not_go_together_is_named(folder: Path, pictures: Path, tmp_pa
     refused("class_prompt", class_data=pictures)
     refused("no folder", instance_data=tmp_path / "nowhere")
     refused("resolution", resolution=17)
-    refused("fewer words", instance_prompt="many words " * 9)
+    refused("instance_prompt.*fewer words", instance_prompt="many words " * 9)
+    refused("class_prompt.*fewer words", class_prompt="a cat | " + "many words " * 9)
+    refused("templates.*fewer words", method="textual_inversion")
     refused("3 tokens", method="textual_inversion", initializer="cat")
     refused("already", method="textual_inversion", token="!")
     refused("initializer", method="textual_inversion", initializer="")

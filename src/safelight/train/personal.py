@@ -171,10 +171,13 @@ class PersonalObjective:
 
     def _check_length(self) -> None:
         room = self._tokenizer.context_length - 2
-        for prompt in (*self._prompts(), *self.settings.class_prompts):
+        mine = "templates" if self.settings.method == "textual_inversion" else "instance_prompt"
+        said = [(mine, prompt) for prompt in self._prompts()]
+        said += [("class_prompt", prompt) for prompt in self.settings.class_prompts]
+        for field, prompt in said:
             if (count := self._tokenizer.count(prompt)) > room:
                 raise InvalidRequest(
-                    "instance_prompt", f"a prompt of {count} tokens; {room} can be read.",
+                    field, f"a prompt of {count} tokens; {room} can be read.",
                     "Say it in fewer words.",
                 )  # fmt: skip
 
