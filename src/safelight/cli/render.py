@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Engine:
-    """A :class:`~safelight.train.personal.Render`.
+    """A :class:`~safelight.train.class_pictures.Render`.
 
     Args:
         tell: called with how many pictures were made so far.

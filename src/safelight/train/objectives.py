@@ -13,8 +13,8 @@ def objective(recipe: Recipe, render: Any = None) -> Any:
     Each kind is imported only when it is asked for.
 
     Args:
-        render: a :class:`~safelight.train.personal.Render`, for the kinds whose samples are made
-            by the engine that generates.
+        render: a :class:`~safelight.train.class_pictures.Render`, for the kinds whose samples the
+            engine that generates makes.
     """
     match recipe.kind:
         case "clip":

@@ -20,20 +20,19 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from safelight.data.sources import ENDINGS
 from safelight.diffusion import losses
 from safelight.errors import InvalidRequest
 from safelight.model import Model
 from safelight.nets.vae import Posterior
 from safelight.runtime.training import hasten
-from safelight.store.pictures import save
+from safelight.train.class_pictures import Render, fill
 from safelight.train.copying import Alarm, embedder
 from safelight.train.latent import stratified_timesteps
 from safelight.train.learners import DreamBooth, Inversion, Learner, LowRank
@@ -46,7 +45,6 @@ from safelight.train.remember import forget_activations
 log = logging.getLogger(__name__)
 
 _SUBJECT, _CLASS = 11, 14  # first streams of random numbers: order, sight, noise
-_AT_ONCE = 8  # class pictures that are asked for together
 
 TEMPLATES = {
     "object": (
@@ -60,16 +58,6 @@ TEMPLATES = {
     ),
 }
 """Sentences that a new word is learned in (Gal et al. 2022, section 3 and appendix)."""
-
-
-class Render(Protocol):
-    """The engine that generates, as a function."""
-
-    def __call__(
-        self, model: Model, prompts: Sequence[str], seeds: Sequence[int]
-    ) -> list[Image.Image | None]:
-        """One picture a prompt, at the model's own settings; None for one that was withheld."""
-        ...
 
 
 class Batch(NamedTuple):
@@ -184,39 +172,10 @@ class PersonalObjective:
     # -- pictures -------------------------------------------------------------------------------
 
     def _class_pictures(self, size: int) -> Photos:
-        """Pictures of the class; the model makes those that are missing.
-
-        Their names are their seeds, so that an interrupted start goes on where it was.
-        """
+        """Pictures of the class; the model makes those that are missing."""
         settings = self.settings
         folder = settings.class_data or self.recipe.output / "class-pictures"
-        folder.mkdir(parents=True, exist_ok=True)
-        there = [p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS]
-        seeds = [int(p.stem) for p in there if p.stem.isdecimal()]
-        missing, seed = settings.num_class_images - len(there), max(seeds, default=-1) + 1
-        if missing > 0 and self.render is None:
-            raise InvalidRequest(
-                "class_data", f"{folder} has {len(there)} of {settings.num_class_images} pictures.",
-                "safelight personalize makes the others.",
-            )  # fmt: skip
-        withheld = 0
-        while missing > 0 and self.render is not None:
-            asked = range(seed, seed + min(missing, _AT_ONCE))
-            prompts = [settings.class_prompts[k % len(settings.class_prompts)] for k in asked]
-            made = self.render(self.base, prompts, asked)
-            for number, prompt, picture in zip(asked, prompts, made, strict=True):
-                if picture is not None:
-                    file = folder / f"{number:06d}.png"
-                    if len(settings.class_prompts) > 1:  # before the picture, which counts
-                        file.with_suffix(".txt").write_text(prompt + "\n", encoding="utf-8")
-                    save(file, picture)
-            got = sum(p is not None for p in made)
-            missing, seed, withheld = missing - got, asked.stop, withheld + len(made) - got
-            if withheld > 10 * settings.num_class_images:
-                raise InvalidRequest(
-                    "class_prompt", "nearly all of its pictures are withheld by the checker."
-                )
-            log.info("class pictures: %d of %d are missing", missing, settings.num_class_images)
+        fill(folder, settings, self.base, self.render)
         return Photos(
             folder,
             size,
