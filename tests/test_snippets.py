@@ -50,6 +50,7 @@ PARSED_ONLY = {
     "safelight upscale IMAGE": "needs a model that does not ship",
     "safelight models convert SRC DST": "needs a single file",
     "safelight distill RECIPE": "slow: trains",
+    "safelight personalize RECIPE": "slow: trains",
     "safelight data filter TABLES -o LIST": "needs tables",
     "safelight data check PATH": "needs a data set",
     "safelight data dedup PATH": "needs a data set",
