@@ -1,4 +1,8 @@
-"""``safelight evaluate``: a model's scores on the fixed prompt lists."""
+"""``safelight evaluate``: a model's scores on the fixed prompt lists.
+
+What else can be measured is a command behind it (``safelight evaluate metrics``), in
+:mod:`safelight.cli.measure`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from safelight.cli import measure
 from safelight.errors import InvalidRequest, SafelightError
 
 if TYPE_CHECKING:
@@ -19,6 +24,7 @@ LISTS = ("seen", "held_out", "single", "pair")
 
 
 def command(
+    ctx: typer.Context,
     model: Annotated[str, typer.Option("-m", "--model", help="A model's name or folder.")] = "tiny",
     lists: Annotated[
         str, typer.Option("--list", help="Which prompt lists, separated by commas.")
@@ -44,7 +50,13 @@ def command(
         Path, typer.Option("-o", "--output", help="Folder for numbers and sheets.")
     ] = Path("outputs/evaluation"),
 ) -> None:
-    """Score a model: prompts with known answers, read by a judge, beside the judge's ceiling."""
+    """Score a model: prompts with known answers, read by a judge, beside the judge's ceiling.
+
+    Other measurements are the commands below; each has options of its own.
+    """
+    if ctx.invoked_subcommand is not None:
+        _nothing_before(ctx)
+        return
     names = _names(lists)
     scales = None if sweep is None else _scales(sweep)
     if scales is not None and guidance_scale is not None:
@@ -62,7 +74,7 @@ def command(
     vae, vision = generator.model.vae, generator.model.vision
     settings = {"model": model, "steps": steps, "sampler": sampler}
 
-    def measure(name: str, scale: float | None, *, with_ceilings: bool) -> ListScore:
+    def measured(name: str, scale: float | None, *, with_ceilings: bool) -> ListScore:
         with _Bar() as bar:
             return score_list(
                 name,
@@ -77,17 +89,17 @@ def command(
             )
 
     if scales is None:
-        scores = [measure(name, guidance_scale, with_ceilings=ceilings) for name in names]
+        scores = [measured(name, guidance_scale, with_ceilings=ceilings) for name in names]
         report.write(output, scores, guidance_scale=guidance_scale, **settings)
         typer.echo(report.markdown(scores))
         typer.echo(f"{output}/scores.json, scores.md and sheets")
         return
 
-    tuned = {s: measure("tuning", s, with_ceilings=False) for s in scales}
+    tuned = {s: measured("tuning", s, with_ceilings=False) for s in scales}
     best = max(scales, key=lambda s: tuned[s].generated.cells["all"].value)
     lines = ["| guidance | tuning | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 2)]
     for scale in scales:
-        here = [measure(name, scale, with_ceilings=ceilings and scale == best) for name in names]
+        here = [measured(name, scale, with_ceilings=ceilings and scale == best) for name in names]
         report.write(output / f"guidance-{scale:g}", here, guidance_scale=scale, **settings)
         cells = [tuned[scale], *here]
         mark = " (chosen on tuning)" if scale == best else ""
@@ -96,6 +108,20 @@ def command(
     table = "\n".join(lines) + "\n"
     (output / "sweep.md").write_text(table)
     typer.echo(table)
+
+
+def _nothing_before(ctx: typer.Context) -> None:
+    """Options of the lists mean nothing to another measurement."""
+    for name in ctx.params:
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            where = f"Write it behind {ctx.invoked_subcommand}, if that has it."
+            raise InvalidRequest(name, "belongs to the prompt lists.", where)
+
+
+app = typer.Typer(add_completion=False)
+app.callback(invoke_without_command=True)(command)
+app.command("metrics")(measure.metrics)
 
 
 def batch_function(
