@@ -6,18 +6,15 @@ What else can be measured is a command behind it (``safelight evaluate metrics``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from safelight.cli import measure
-from safelight.errors import InvalidRequest, SafelightError
+from safelight.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from safelight.evaluate.score import Generate, ListScore
 
 LISTS = ("seen", "held_out", "single", "pair")
@@ -75,7 +72,7 @@ def command(
     settings = {"model": model, "steps": steps, "sampler": sampler}
 
     def measured(name: str, scale: float | None, *, with_ceilings: bool) -> ListScore:
-        with _Bar() as bar:
+        with measure.Bar() as bar:
             return score_list(
                 name,
                 prompts.load(name, limit),
@@ -122,6 +119,7 @@ def _nothing_before(ctx: typer.Context) -> None:
 app = typer.Typer(add_completion=False)
 app.callback(invoke_without_command=True)(command)
 app.command("metrics")(measure.metrics)
+app.command("pareto")(measure.pareto)
 
 
 def batch_function(
@@ -132,49 +130,9 @@ def batch_function(
     Raises:
         SafelightError: a picture is missing: a score over the others would lie.
     """
-    import numpy as np
+    from safelight.evaluate.drawing import drawn
 
-    wishes: dict[str, Any] = {"steps": steps, "sampler": sampler}
-    if guidance_scale is not None:
-        wishes["guidance_scale"] = guidance_scale
-
-    def generate(prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
-        results = generator.generate(list(prompts), seed=list(seeds), count=1, **wishes)
-        made = []
-        for prompt, seed, result in zip(prompts, seeds, results, strict=True):
-            if result.image is None:
-                raise SafelightError(f"no picture of {prompt!r}, seed {seed}: {result.message}")
-            made.append(np.asarray(result.image.convert("RGB")))
-        return np.stack(made)
-
-    return generate
-
-
-class _Bar:
-    """A progress bar that learns its stages as they come."""
-
-    def __enter__(self) -> _Bar:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-        self._progress = Progress(
-            "{task.description}",
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self._progress.start()
-        self._tasks: dict[str, Any] = {}
-        return self
-
-    def update(self, stage: str, done: int, total: int) -> None:
-        if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(stage, total=total)
-        self._progress.update(self._tasks[stage], completed=done)
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+    return drawn(generator, steps=steps, guidance_scale=guidance_scale, sampler=sampler)
 
 
 def _names(lists: str) -> list[str]:

@@ -81,12 +81,13 @@ class CLIP:
         """
         if self.text is None or self.tokenizer is None or self.text.text_projection is None:
             raise InvalidRequest("text", f"{self.name} has no text tower to search with.")
-        ids = torch.tensor(
-            self.tokenizer.tokens(texts), device=self.text.text_projection.weight.device
-        )
-        embedding = self.text(ids).embedding
-        assert embedding is not None
-        return unit(embedding.float().cpu().numpy())
+        device, parts = self.text.text_projection.weight.device, []
+        for start in range(0, len(texts), BATCH):
+            ids = torch.tensor(self.tokenizer.tokens(texts[start : start + BATCH]), device=device)
+            embedding = self.text(ids).embedding
+            assert embedding is not None
+            parts.append(embedding.float().cpu().numpy())
+        return unit(np.concatenate(parts)) if parts else np.empty((0, self.width), np.float32)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
