@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safelight.cli import measure
+from safelight.cli import measure, varying
 from safelight.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -64,9 +64,16 @@ def command(
     from safelight.evaluate.judge import Judge
     from safelight.evaluate.score import score_list
     from safelight.evaluate.towers import autoencode, clip_features
+    from safelight.evaluate.variation import must_vary
 
     judge = Judge.load()
     generator = safelight.load(model)
+    if must_vary(generator):
+        if scales is not None:
+            raise InvalidRequest("sweep", f"{model} makes pictures of pictures.", "Leave it out.")
+        wishes = {"steps": steps, "guidance_scale": guidance_scale, "sampler": sampler}
+        varying.lists(generator, model, names, limit, wishes, batch=batch, output=output)
+        return
     # A model without a vision tower is scored without the Fréchet distance.
     vae, vision = generator.model.vae, generator.model.vision
     settings = {"model": model, "steps": steps, "sampler": sampler}
@@ -120,6 +127,7 @@ app = typer.Typer(add_completion=False)
 app.callback(invoke_without_command=True)(command)
 app.command("metrics")(measure.metrics)
 app.command("pareto")(measure.pareto)
+app.command("variations")(varying.variations)
 
 
 def batch_function(

@@ -9,15 +9,15 @@ import typer
 
 from safelight.errors import InvalidRequest
 
-_Clip = Annotated[
+Clip = Annotated[
     str | None,
     typer.Option(help="A CLIP: a folder (CLIPModel's or a run's), or a model. Default: tiny's."),
 ]
-_Inception = Annotated[
+Inception = Annotated[
     Path | None,
     typer.Option(help="TorchScript of Inception-v3 (inception-2015-12-05.pt), for its features."),
 ]
-_Json = Annotated[bool, typer.Option("--json", help="The numbers as JSON on stdout.")]
+Json = Annotated[bool, typer.Option("--json", help="The numbers as JSON on stdout.")]
 
 
 def metrics(
@@ -27,11 +27,11 @@ def metrics(
         str | None,
         typer.Option(help="frechet,kid,cmmd,precision-recall,clip-score. Default: all that can."),
     ] = None,
-    clip: _Clip = None,
-    inception: _Inception = None,
+    clip: Clip = None,
+    inception: Inception = None,
     limit: Annotated[int | None, typer.Option(min=2, help="Only the first of each.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A .json file.")] = None,
-    json: _Json = False,
+    json: Json = False,
 ) -> None:
     """Distances between two sets of pictures, and how well captions fit, with 95 % intervals."""
     from safelight.data.sources import open_source
@@ -89,8 +89,8 @@ def pareto(
         int | None, typer.Option(help="Side. Default: 512 for COCO, or native.")
     ] = None,
     distance: Annotated[str, typer.Option(help="Of the figure: frechet, kid or cmmd.")] = "frechet",
-    clip: _Clip = None,
-    inception: _Inception = None,
+    clip: Clip = None,
+    inception: Inception = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 50,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder; points in it are not measured again.")

@@ -46,24 +46,39 @@ def read(
     captions: list[str] = []
     bad = Bad()
 
-    def pictures() -> Iterator[Image.Image]:
-        for place in range(min(len(source), limit or len(source))):
-            if progress is not None:
-                progress(1)
-            try:
-                picture = source.picture(place)
-                words = source.captions(place)
-            except BadSample as error:
-                bad.add(source.key(place), error)
-                continue
+    def kept() -> Iterator[Image.Image]:
+        for picture, words in readable_samples(source, limit, bad, progress):
             captions.extend(words[:1])
             yield picture
 
     try:
-        features = extractor(pictures())
+        features = extractor(kept())
     except ValueError as error:
         raise InvalidRequest("pictures", f"{source.name}: {error}.") from error
     return Read(features, captions if len(captions) == len(features) else [], bad)
+
+
+def readable_samples(
+    source: Source,
+    limit: int | None,
+    bad: Bad,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[tuple[Image.Image, tuple[str, ...]]]:
+    """Pictures with their captions; those that cannot be read go to ``bad``."""
+    for place in range(min(len(source), limit or len(source))):
+        if progress is not None:
+            progress(1)
+        try:
+            found = source.picture(place), source.captions(place)
+        except BadSample as error:
+            bad.add(source.key(place), error)
+        else:
+            yield found
+
+
+def readable(source: Source, limit: int | None = None) -> Iterator[Image.Image]:
+    """The pictures of a source, without those that cannot be read."""
+    return (picture for picture, _ in readable_samples(source, limit, Bad()))
 
 
 def compare(
