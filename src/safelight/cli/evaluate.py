@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safelight.cli import measure, varying
+from safelight.cli import measure, memorised, varying
 from safelight.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ app.callback(invoke_without_command=True)(command)
 app.command("metrics")(measure.metrics)
 app.command("pareto")(measure.pareto)
 app.command("variations")(varying.variations)
+app.command("memorisation")(memorised.memorisation)
 
 
 def batch_function(
