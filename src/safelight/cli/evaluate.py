@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safelight.cli import measure, memorised, varying
+from safelight.cli import limited, measure, memorised, varying
 from safelight.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ app.command("metrics")(measure.metrics)
 app.command("pareto")(measure.pareto)
 app.command("variations")(varying.variations)
 app.command("memorisation")(memorised.memorisation)
+app.command("limits")(limited.limits)
 
 
 def batch_function(

@@ -7,6 +7,6 @@
 not learned, `frechet` the distance between sets, `probe` what an embedding holds, and `score` puts
 them together. `features` names what other `metrics` are measured in, `sets` measures any two sets
 of pictures, `pareto` sweeps guidance as the cards do, `variation` tells what variations keep,
-`memorisation` what was copied. No part of training, of checkpoint or guidance choice, or of re-
-ranking reads the test lists.
+`memorisation` what was copied, `limits` draws biases. No part of training, of checkpoint or
+guidance choice, or of re- ranking reads the test lists.
 """

@@ -109,7 +109,7 @@ def kid(
         x, y = a[rows[0][start : start + size]], b[rows[1][start : start + size]]
         found.append(unbiased_mmd(_cubic(x, x), _cubic(y, y), _cubic(x, y)))
     return Measured(
-        metric="kid", value=float(np.mean(found)), interval=_student(np.array(found)),
+        metric="kid", value=float(np.mean(found)), interval=student(np.array(found)),
         how=f"Student, over {len(found)} disjoint blocks of {size}", features=features,
         pictures=len(a), reference=len(b), convention="MMD^2, not scaled",
     )  # fmt: skip
@@ -168,7 +168,7 @@ def clip_score(
     """Mean of ``weight * max(cos, 0)`` of picture and text embeddings, ``(N, D)`` each."""
     scores = weight * np.maximum(cosines(pictures, words), 0)
     return Measured(
-        metric="clip_score", value=float(scores.mean()), interval=_student(scores),
+        metric="clip_score", value=float(scores.mean()), interval=student(scores),
         how="Student, over pictures", features=features, pictures=len(scores),
         convention=f"{weight:g} max(cos, 0)",
     )  # fmt: skip
@@ -178,7 +178,7 @@ def fidelity(inputs: np.ndarray, outputs: np.ndarray, features: str) -> Measured
     """How like their inputs variations are: mean cosine of embeddings, ``(N, D)`` each."""
     scores = cosines(inputs, outputs)
     return Measured(
-        metric="fidelity", value=float(scores.mean()), interval=_student(scores),
+        metric="fidelity", value=float(scores.mean()), interval=student(scores),
         how="Student, over pictures", features=features, pictures=len(scores),
         convention="cosine",
     )  # fmt: skip
@@ -271,7 +271,7 @@ def quantile(dof: int) -> float:
     return z + first / n + second / n**2 + third / n**3 + fourth / n**4
 
 
-def _student(values: np.ndarray) -> tuple[float, float] | None:
+def student(values: np.ndarray) -> tuple[float, float] | None:
     """The interval of a mean of independent values."""
     n = len(values)
     if n < 2:
