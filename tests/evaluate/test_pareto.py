@@ -241,6 +241,43 @@ def test_a_point_is_what_the_metrics_say_of_its_pictures(tmp_path: Path) -> None
     assert sweep.measure(settings, None) is found  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("bytes_lost", [0, 3, 700])
+def test_a_point_that_was_cut_off_goes_on_in_its_middle(tmp_path: Path, bytes_lost: int) -> None:
+    clip = load_clip(device="cpu")
+    brief = briefs.still_life("single", 6, size=32)
+    generator = Generator(toy_model())
+
+    def sweep(folder: str) -> tuple[pareto.Sweep, pareto.Settings]:
+        made = pareto.Sweep(brief, clip, folder=tmp_path / folder, batch=2)
+        return made, made.settings("micro", generator, 2.0, 2, None)
+
+    whole, settings = sweep("whole")
+    expected = whole.measure(settings, generator)
+    drawn_ = []
+
+    class Dying:
+        model = generator.model
+
+        def generate(self, prompts, **wishes):  # type: ignore[no-untyped-def]
+            if len(drawn_) == 4:
+                raise KeyboardInterrupt
+            drawn_.extend(prompts)
+            return generator.generate(prompts, **wishes)
+
+    cut, settings = sweep("cut")
+    with pytest.raises(KeyboardInterrupt):
+        cut.measure(settings, Dying())  # type: ignore[arg-type]
+    (file,) = (tmp_path / "cut").glob("*.rows")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size - bytes_lost])
+    drawn_[:] = []
+    again, settings = sweep("cut")
+    found = again.measure(settings, Dying())  # type: ignore[arg-type]
+    lost = {0: 0, 3: 1, 700: 2}[bytes_lost]
+    assert drawn_ == list(brief.prompts[4 - lost :])
+    assert found.clip_score.value == pytest.approx(expected.clip_score.value, abs=1e-3)
+    assert not list((tmp_path / "cut").glob("*.rows"))
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["--scales", "a"], ["--scales", "-1"], ["--distance", "is"], ["--images", "x"],

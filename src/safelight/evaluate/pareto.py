@@ -3,8 +3,8 @@
 "Evaluations with different classifier-free guidance scales (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
 and 50 sampling steps" (PLMS for v1, DDIM for v2), on 10,000 random COCO captions at 512x512. One
 model at one scale is a point. Points are kept in a file, a line each, and named by everything that
-they hang on, so that a sweep that is cut off goes on where it was, and one that is extended
-measures only what is new.
+they hang on, so that a sweep that is cut off goes on where it was, in the middle of a point too,
+and one that is extended measures only what is new.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from safelight.evaluate.briefs import Brief
 from safelight.evaluate.drawing import card_sampler, drawn, unguarded
 from safelight.evaluate.features import Extractor, clip_extractor
 from safelight.evaluate.metrics import Measured
+from safelight.evaluate.rows import RowFile
 from safelight.generate import Generator
 from safelight.spec import Record
 
@@ -129,6 +130,7 @@ class Sweep:
     ) -> None:
         self.brief, self.folder, self.batch = brief, folder, batch
         self.extractors = [clip_extractor(clip), *([inception] if inception else [])]
+        self.names = [e.name for e in self.extractors]
         self.words = clip.words(list(brief.prompts))  # refuses a CLIP without words
         self.notebook = Notebook(folder / POINTS)
         self._progress = progress or (lambda stage, done, total: None)
@@ -143,7 +145,7 @@ class Sweep:
             model=name, weights=generator.model.digest, guidance_scale=scale, steps=steps,
             sampler=sampler or card_sampler(spec), size=self.brief.size or spec.native_size,
             prompts=self.brief.name, prompts_digest=self.brief.digest,
-            features=tuple(e.name for e in self.extractors),
+            features=tuple(self.names),
         )  # fmt: skip
 
     def measure(self, settings: Settings, generator: Generator) -> Point:
@@ -164,25 +166,34 @@ class Sweep:
             clip_score=metrics.clip_score(made[embed], self.words, embed),
         )
         self.notebook.add(point)
+        self._forget(settings)
         return point
 
     def _made(self, settings: Settings, generator: Generator) -> dict[str, np.ndarray]:
-        """Features of the pictures, which are not kept."""
+        """Features of the pictures, written batch by batch; the pictures are not kept."""
         generate = drawn(
             generator, steps=settings.steps, guidance_scale=settings.guidance_scale,
             sampler=settings.sampler, width=settings.size, height=settings.size,
             **unguarded(generator),
         )  # fmt: skip
         prompts, seeds = self.brief.prompts, self.brief.seeds
-        parts: dict[str, list[np.ndarray]] = {e.name: [] for e in self.extractors}
+        kept = [RowFile(self.folder / f"{settings.key}-{i}.rows") for i in range(len(self.names))]
+        done = min(len(rows) for rows in kept)
+        for rows in kept:
+            rows.cut(done)
         stage = f"{settings.model}, guidance {settings.guidance_scale:g}"
-        for start in range(0, len(prompts), self.batch):
+        for start in range(done, len(prompts), self.batch):
             some = slice(start, start + self.batch)
             pictures = generate(prompts[some], seeds[some])
-            for extractor in self.extractors:
-                parts[extractor.name].append(extractor(pictures))
+            for extractor, rows in zip(self.extractors, kept, strict=True):
+                rows.add(extractor(pictures))
             self._progress(stage, min(start + self.batch, len(prompts)), len(prompts))
-        return {name: np.concatenate(found) for name, found in parts.items()}
+        return {name: rows.read() for name, rows in zip(self.names, kept, strict=True)}
+
+    def _forget(self, settings: Settings) -> None:
+        """The features of a point that is written."""
+        for i in range(len(self.names)):
+            (self.folder / f"{settings.key}-{i}.rows").unlink(missing_ok=True)
 
     def _compared(self, extractor: Extractor, size: int) -> np.ndarray:
         """Features of the reference, kept beside the points."""
