@@ -149,6 +149,18 @@ def test_the_jackknife_knows_how_far_values_spread(metric: str) -> None:
     assert 0.75 < np.mean(halves) / true < 1.35
 
 
+@pytest.mark.parametrize("metric", ["frechet", "cmmd"])
+def test_a_sorted_set_has_the_interval_of_its_pictures(metric: str) -> None:
+    x, y = normal(20, 400, 3), normal(21, 400, 3, 0.5)
+    widths = []
+    for a, b in ((x, y), (x[x[:, 0].argsort()], y[y[:, 0].argsort()])):
+        found = metrics.METRICS[metric](a, b, "f")
+        assert isinstance(found, metrics.Measured)
+        assert found.interval is not None
+        widths.append(found.interval[1] - found.interval[0])
+    assert 0.5 < widths[1] / widths[0] < 2
+
+
 def test_clip_scores_interval_holds_the_truth_as_often_as_it_says() -> None:
     inside = 0
     words = np.tile([1.0, 0.0], (30, 1))

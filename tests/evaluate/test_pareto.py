@@ -141,7 +141,7 @@ def test_the_front_is_what_nothing_beats() -> None:
     assert best == [3, 5, 4]
     table = pareto.table(points, "frechet", "f")
     assert table.count("| * |") == 3
-    assert "| m | 5 | 6 (5.9–6.1) | 25 (24.9–25.1) | * |" in table
+    assert "| m | 5 | 6 (5.9 to 6.1) | 25 (24.9 to 25.1) | * |" in table
 
 
 def test_points_survive_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:

@@ -107,6 +107,8 @@ def test_what_cannot_be_measured_is_refused(folders: dict[str, Path], tmp_path: 
         sets.compare(open_source(tmp_path), source, clip, names=["clip-score"])
     rows, _ = sets.compare(open_source(tmp_path), source, clip)
     assert "clip_score" not in [m.metric for m in rows]
+    rows, _ = sets.compare(source, source, clip, limit=3)
+    assert [m.metric for m in rows] == ["frechet", "kid", "cmmd", "clip_score"]
 
 
 def test_options_of_the_lists_do_not_slip_through(

@@ -60,7 +60,7 @@ class Measured(Record):
     def __str__(self) -> str:
         if self.interval is None:
             return f"{self.value:.4g}"
-        return f"{self.value:.4g} ({self.interval[0]:.4g}–{self.interval[1]:.4g})"
+        return f"{self.value:.4g} ({self.interval[0]:.4g} to {self.interval[1]:.4g})"
 
 
 def frechet(made: np.ndarray, reference: np.ndarray, features: str) -> Measured:
@@ -69,7 +69,7 @@ def frechet(made: np.ndarray, reference: np.ndarray, features: str) -> Measured:
     The interval is a jackknife's over groups (Efron and Stein 1981), of both sets: a bootstrap
     would be above the distance itself, for a resampled set has fewer pictures.
     """
-    a, b = _checked(made, reference)
+    a, b = (_shuffled(x) for x in _checked(made, reference))
     one, two = _statistics(a), _statistics(b)
     root_one, root_two = rooted(one), rooted(two)
 
@@ -128,7 +128,7 @@ def _cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def cmmd(made: np.ndarray, reference: np.ndarray, features: str) -> Measured:
     """CLIP maximum mean discrepancy of embeddings ``(N, D)`` and ``(M, D)``, of any length."""
-    a, b = (unit(x) for x in _checked(made, reference))
+    a, b = (_shuffled(unit(x)) for x in _checked(made, reference))
     xx, yy, xy = (_kernel_sums(*pair) for pair in ((a, a), (b, b), (a, b)))
     m = np.array([len(g) for g in _groups(a)])
     n = np.array([len(g) for g in _groups(b)])
@@ -289,6 +289,11 @@ def _jackknifed(
     variance = sum((len(r) - 1) * float(np.var(r)) for r in replicas)
     half = quantile(min(len(r) for r in replicas) - 1) * math.sqrt(variance)
     return max(low, value - half), value + half
+
+
+def _shuffled(x: np.ndarray) -> np.ndarray:
+    """Rows in another order, always the same: sets are often sorted, groups must not be."""
+    return x[np.random.default_rng(0).permutation(len(x))]
 
 
 def _groups(x: np.ndarray) -> list[np.ndarray]:

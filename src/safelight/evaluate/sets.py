@@ -124,6 +124,8 @@ def compare(
                 results.append(metrics.clip_score(seen[0].features, words, embed.name))
             continue
         by = embed if name == "cmmd" else main
+        if names is None and name == "precision-recall" and min(map(len, sides[by.name])) <= 3:
+            continue  # too few for three neighbours
         try:
             found = metrics.METRICS[name](*sides[by.name], by.name)
         except ValueError as error:
