@@ -52,9 +52,12 @@ class Near(Record):
     pixel_distance: float
     pixel_copies: int
     """How often the training set holds that picture; 1: once."""
+    pixel_group: str
+    """The one of its copies that de-duplication keeps."""
     cosine_key: str
     cosine: float
     cosine_copies: int
+    cosine_group: str
 
 
 @dataclass
@@ -67,6 +70,8 @@ class Training:
     """float32 ``(M, tiles, values)``, a row for each of the index."""
     copies: dict[str, int]
     """By key, how often it is there; keys that stand alone are left out."""
+    groups: dict[str, str]
+    """By key, the copy that de-duplication keeps; keys that stand alone are left out."""
 
     @property
     def duplicated(self) -> int:
@@ -114,11 +119,12 @@ def study(
     report = find_duplicates(
         source, methods, embed=clip.pictures, clip=clip.name, progress=tell("duplicates")
     )
-    copies = {}
+    copies, groups = {}, {}
     for group in report.groups:
         keys = [group.keep, *(d.key for d in group.drop)]
         copies.update(dict.fromkeys(keys, len(keys)))
-    return Training(source, index, np.stack(tiles), copies)
+        groups.update(dict.fromkeys(keys, group.keep))
+    return Training(source, index, np.stack(tiles), copies, groups)
 
 
 def tiled(picture: Image.Image) -> np.ndarray:
@@ -174,8 +180,10 @@ def nearest(
             found = Near(
                 name=mine[i], pixel_key=keys[p],
                 pixel_distance=pixel_distance(queries[i], training.tiles[p]),
-                pixel_copies=training.often(keys[p]), cosine_key=keys[c],
+                pixel_copies=training.often(keys[p]),
+                pixel_group=training.groups.get(keys[p], keys[p]), cosine_key=keys[c],
                 cosine=float(cosines[i, 0]), cosine_copies=training.often(keys[c]),
+                cosine_group=training.groups.get(keys[c], keys[c]),
             )  # fmt: skip
             yield found, picture
 
@@ -188,7 +196,7 @@ class Copying:
         all: the share of pictures that are copies.
         once: copies of training pictures that stand there once: what de-duplication would leave.
         often: copies of training pictures that stand there more often.
-        extracted: how many different training pictures were copied.
+        extracted: how many different training pictures were copied, all copies of one counted once.
     """
 
     all: Share
@@ -202,15 +210,15 @@ def copying(
 ) -> dict[str, Copying]:
     """Copying rates, ``pixels`` and ``embedding``."""
     spaces = {
-        "pixels": [(n.pixel_distance <= pixels, n.pixel_copies, n.pixel_key) for n in found],
-        "embedding": [(n.cosine >= cosine, n.cosine_copies, n.cosine_key) for n in found],
+        "pixels": [(n.pixel_distance <= pixels, n.pixel_copies, n.pixel_group) for n in found],
+        "embedding": [(n.cosine >= cosine, n.cosine_copies, n.cosine_group) for n in found],
     }
     return {
         space: Copying(
             Share.of(np.array([copy for copy, _, _ in rows], bool)),
             Share.of(np.array([copy and often == 1 for copy, often, _ in rows], bool)),
             Share.of(np.array([copy and often > 1 for copy, often, _ in rows], bool)),
-            len({key for copy, _, key in rows if copy}),
+            len({group for copy, _, group in rows if copy}),
         )
         for space, rows in spaces.items()
     }
