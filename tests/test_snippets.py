@@ -54,6 +54,7 @@ PARSED_ONLY = {
     f"safelight generate {SENTENCE} -m unclip-l --prior ./karlo-v1-alpha": "needs a prior",
     "safelight models convert SRC DST": "needs a single file",
     "safelight distill RECIPE": "slow: trains",
+    "safelight personalize RECIPE": "slow: trains",
     "safelight data filter TABLES -o LIST": "needs tables",
     "safelight data check PATH": "needs a data set",
     "safelight data dedup PATH": "needs a data set",

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from safelight.errors import InvalidRequest, WeightsError
-from safelight.model import read_tokenizer
+from safelight.model import Model, read_tokenizer
 from safelight.spec import PriorSpec
 from safelight.store import karlo
-from safelight.store.folder import FolderContents, read_folder, write_folder
-from safelight.store.prior import write_prior_net
+from safelight.store.checkers import attach_checker
+from safelight.store.folder import FolderContents, copy_parts, read_folder, write_folder
+from safelight.store.prior import attach_prior, write_prior_net
 from safelight.store.single_file import read_single_file, write_single_file
 from safelight.store.weights import StateDict, read_weights
 
@@ -67,6 +68,34 @@ def convert(
     if karlo.is_karlo(read_weights(source)):
         return _prior_to_folder(source, target, kind, original)
     return _to_folder(read_single_file(source, **original), source, target, kind)
+
+
+def write_model(model: Model, folder: Path, *, dtype: str | None = None) -> None:
+    """A loaded model as a published folder, whole: with its statistics, prior, checker and depth estimator.
+    Text-to-image pipelines have no vision tower: it stays out.
+
+    Args:
+        dtype: of the tensors; None keeps theirs.
+    """
+    spec = model.spec
+    if spec.family not in ("image-variations", "unclip"):
+        spec = spec.replace(vision=None)
+    states = {
+        part: net.state_dict()
+        for part, net in model.networks.items()
+        if part != "vision" or spec.vision is not None
+    }
+    if model.normaliser is not None:
+        states["image_normalizer"] = dict(zip(("mean", "std"), model.normaliser, strict=True))
+    kind = None if dtype is None else _DTYPES[dtype]
+    write_folder(folder, spec, states, model.tokenizer, dtype=kind)
+    if (prior := model.prior) is not None:
+        nets = prior.net.state_dict(), prior.text.state_dict()
+        attach_prior(folder, prior.spec, *nets, prior.tokenizer, dtype=kind)
+    if model.checker is not None:
+        attach_checker(folder, model.checker.spec, model.checker.head.state_dict())
+    if spec.family == "depth":
+        copy_parts(Path(model.source), Path(folder), ("depth_estimator", "feature_extractor"))
 
 
 def _to_file(contents: FolderContents, target: Path, dtype: torch.dtype | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from safelight import presets
 from safelight.data import stilllife
 from safelight.evaluate import prompts, quick
 from safelight.evaluate.sampling import sampler
@@ -92,7 +93,7 @@ class RealRenders:
     """Stands for a generator: answers prompts of the lists with renders of their scenes."""
 
     def __init__(self, run: Path) -> None:
-        self.model = SimpleNamespace(vae=load_vae(run), vision=None)
+        self.model = SimpleNamespace(vae=load_vae(run), vision=None, prior=None, spec=presets.TINY)
         self.scales: list[float | None] = []
         self.scenes = {
             (p.text, p.seed): p.scene() for name in prompts.DIGESTS for p in prompts.load(name, 8)

@@ -1,25 +1,28 @@
-"""``safelight evaluate``: a model's scores on the fixed prompt lists."""
+"""``safelight evaluate``: a model's scores on the fixed prompt lists.
+
+What else can be measured is a command behind it (``safelight evaluate metrics``), in
+:mod:`safelight.cli.measure`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safelight.errors import InvalidRequest, SafelightError
+from safelight.cli import limited, measure, memorised, varying
+from safelight.errors import InvalidRequest
 from safelight.names import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from safelight.evaluate.score import Generate, ListScore
 
 LISTS = ("seen", "held_out", "single", "pair")
 
 
 def command(
+    ctx: typer.Context,
     model: Annotated[
         str, typer.Option("-m", "--model", help="A model's name or folder.")
     ] = DEFAULT_MODEL,
@@ -47,7 +50,13 @@ def command(
         Path, typer.Option("-o", "--output", help="Folder for numbers and sheets.")
     ] = Path("outputs/evaluation"),
 ) -> None:
-    """Score a model: prompts with known answers, read by a judge, beside the judge's ceiling."""
+    """Score a model: prompts with known answers, read by a judge, beside the judge's ceiling.
+
+    Other measurements are the commands below; each has options of its own.
+    """
+    if ctx.invoked_subcommand is not None:
+        _nothing_before(ctx)
+        return
     names = _names(lists)
     scales = None if sweep is None else _scales(sweep)
     if scales is not None and guidance_scale is not None:
@@ -58,15 +67,22 @@ def command(
     from safelight.evaluate.judge import Judge
     from safelight.evaluate.score import score_list
     from safelight.evaluate.towers import autoencode, clip_features
+    from safelight.evaluate.variation import must_vary
 
     judge = Judge.load()
     generator = safelight.load(model)
+    if must_vary(generator):
+        if scales is not None:
+            raise InvalidRequest("sweep", f"{model} makes pictures of pictures.", "Leave it out.")
+        wishes = {"steps": steps, "guidance_scale": guidance_scale, "sampler": sampler}
+        varying.lists(generator, model, names, limit, wishes, batch=batch, output=output)
+        return
     # A model without a vision tower is scored without the Fréchet distance.
     vae, vision = generator.model.vae, generator.model.vision
     settings = {"model": model, "steps": steps, "sampler": sampler}
 
-    def measure(name: str, scale: float | None, *, with_ceilings: bool) -> ListScore:
-        with _Bar() as bar:
+    def measured(name: str, scale: float | None, *, with_ceilings: bool) -> ListScore:
+        with measure.Bar() as bar:
             return score_list(
                 name,
                 prompts.load(name, limit),
@@ -80,17 +96,17 @@ def command(
             )
 
     if scales is None:
-        scores = [measure(name, guidance_scale, with_ceilings=ceilings) for name in names]
+        scores = [measured(name, guidance_scale, with_ceilings=ceilings) for name in names]
         report.write(output, scores, guidance_scale=guidance_scale, **settings)
         typer.echo(report.markdown(scores))
         typer.echo(f"{output}/scores.json, scores.md and sheets")
         return
 
-    tuned = {s: measure("tuning", s, with_ceilings=False) for s in scales}
+    tuned = {s: measured("tuning", s, with_ceilings=False) for s in scales}
     best = max(scales, key=lambda s: tuned[s].generated.cells["all"].value)
     lines = ["| guidance | tuning | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 2)]
     for scale in scales:
-        here = [measure(name, scale, with_ceilings=ceilings and scale == best) for name in names]
+        here = [measured(name, scale, with_ceilings=ceilings and scale == best) for name in names]
         report.write(output / f"guidance-{scale:g}", here, guidance_scale=scale, **settings)
         cells = [tuned[scale], *here]
         mark = " (chosen on tuning)" if scale == best else ""
@@ -101,6 +117,24 @@ def command(
     typer.echo(table)
 
 
+def _nothing_before(ctx: typer.Context) -> None:
+    """Options of the lists mean nothing to another measurement."""
+    for name in ctx.params:
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            where = f"Write it behind {ctx.invoked_subcommand}, if that has it."
+            raise InvalidRequest(name, "belongs to the prompt lists.", where)
+
+
+app = typer.Typer(add_completion=False)
+app.callback(invoke_without_command=True)(command)
+app.command("metrics")(measure.metrics)
+app.command("pareto")(measure.pareto)
+app.command("variations")(varying.variations)
+app.command("memorisation")(memorised.memorisation)
+app.command("limits")(limited.limits)
+
+
 def batch_function(
     generator: Any, *, steps: int, guidance_scale: float | None, sampler: str
 ) -> Generate:
@@ -109,49 +143,9 @@ def batch_function(
     Raises:
         SafelightError: a picture is missing: a score over the others would lie.
     """
-    import numpy as np
+    from safelight.evaluate.drawing import drawn
 
-    wishes: dict[str, Any] = {"steps": steps, "sampler": sampler}
-    if guidance_scale is not None:
-        wishes["guidance_scale"] = guidance_scale
-
-    def generate(prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
-        results = generator.generate(list(prompts), seed=list(seeds), count=1, **wishes)
-        made = []
-        for prompt, seed, result in zip(prompts, seeds, results, strict=True):
-            if result.image is None:
-                raise SafelightError(f"no picture of {prompt!r}, seed {seed}: {result.message}")
-            made.append(np.asarray(result.image.convert("RGB")))
-        return np.stack(made)
-
-    return generate
-
-
-class _Bar:
-    """A progress bar that learns its stages as they come."""
-
-    def __enter__(self) -> _Bar:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-        self._progress = Progress(
-            "{task.description}",
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self._progress.start()
-        self._tasks: dict[str, Any] = {}
-        return self
-
-    def update(self, stage: str, done: int, total: int) -> None:
-        if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(stage, total=total)
-        self._progress.update(self._tasks[stage], completed=done)
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+    return drawn(generator, steps=steps, guidance_scale=guidance_scale, sampler=sampler)
 
 
 def _names(lists: str) -> list[str]:

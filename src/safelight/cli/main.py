@@ -43,7 +43,10 @@ COMMANDS = {
     "doctor": Entry("safelight.cli.doctor", "Check this machine, or a model's files."),
     "train": Entry("safelight.cli.train", "Train a model from a recipe."),
     "distill": Entry("safelight.cli.distill", "Train a student from a teacher, from a recipe."),
-    "evaluate": Entry("safelight.cli.evaluate", "Score a model on the fixed prompt lists."),
+    "personalize": Entry(
+        "safelight.cli.personalize", "Teach a model a subject, from a few pictures of it."
+    ),
+    "evaluate": Entry("safelight.cli.evaluate", "Score a model on prompt lists; measure pictures."),
     "safety": Entry("safelight.cli.safety", "Make a safety checker; measure one."),
     "data": Entry("safelight.cli.data", "Filter, search and de-duplicate training pictures."),
     "stilllife": Entry("safelight.cli.stilllife", "Draw scenes of the world tiny is trained on."),

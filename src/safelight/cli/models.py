@@ -100,33 +100,10 @@ def convert(
 
 
 def write(model: Any, folder: Path, dtype: str | None = None) -> None:
-    """A loaded model as a folder, whole. Text-to-image pipelines have no vision tower: it stays
-    out."""
-    import torch
+    """See :func:`safelight.convert.write_model`."""
+    from safelight.convert import write_model
 
-    from safelight.store.checkers import attach_checker
-    from safelight.store.folder import copy_parts, write_folder
-    from safelight.store.prior import attach_prior
-
-    spec = model.spec
-    if spec.family not in ("image-variations", "unclip"):
-        spec = spec.replace(vision=None)
-    states = {
-        part: net.state_dict()
-        for part, net in model.networks.items()
-        if part != "vision" or spec.vision is not None
-    }
-    if model.normaliser is not None:
-        states["image_normalizer"] = dict(zip(("mean", "std"), model.normaliser, strict=True))
-    kind = None if dtype is None else getattr(torch, dtype)
-    write_folder(folder, spec, states, model.tokenizer, dtype=kind)
-    if (prior := model.prior) is not None:
-        nets = prior.net.state_dict(), prior.text.state_dict()
-        attach_prior(folder, prior.spec, *nets, prior.tokenizer, dtype=kind)
-    if model.checker is not None:
-        attach_checker(folder, model.checker.spec, model.checker.head.state_dict())
-    if spec.family == "depth":
-        copy_parts(Path(model.source), folder, ("depth_estimator", "feature_extractor"))
+    write_model(model, folder, dtype=dtype)
 
 
 def _shipped() -> list[dict[str, Any]]:

@@ -72,3 +72,24 @@ def sheet(
     output.parent.mkdir(parents=True, exist_ok=True)
     picture.save(output)
     typer.echo(f"{count} scenes of {split.value}, seed {seed}: {output}")
+
+
+@app.command()
+def curio(
+    output: Annotated[Path, typer.Option("-o", "--output", help="A new or empty folder.")],
+    count: Annotated[int, typer.Option(min=1, max=1000, help="How many pictures.")] = 6,
+    size: Annotated[int, typer.Option(min=16, max=1024, help="Side of a picture.")] = 128,
+    seed: Annotated[int, typer.Option("-s", "--seed", min=0, help="The series of scenes.")] = 0,
+) -> None:
+    """Pictures of one thing that the world does not have: a cone banded in red and white."""
+    from PIL import Image
+
+    from safelight.data import stilllife
+
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InvalidRequest("output", f"{output} is not empty.", "Name a new folder.")
+    output.mkdir(parents=True, exist_ok=True)
+    scenes = [stilllife.curio_scene(seed, index) for index in range(count)]
+    for index, picture in enumerate(stilllife.render_curios(scenes, size)):
+        Image.fromarray(picture).save(output / f"curio-{index:03d}.png")
+    typer.echo(f"{count} pictures of a banded cone, seed {seed}: {output}")

@@ -113,6 +113,14 @@ def _train(recipe: Recipe, stop_after: float | None, as_json: bool) -> bool:
         typer.echo(f"{run.seen:,} of {recipe.images:,} pictures seen: {recipe.output}")
         for name, value in numbers.items():
             typer.echo(f"  {name:24} {value:.4f}")
+    if numbers.get("copies") and not as_json:
+        show.words().print(
+            f"warning: {numbers['copies']:.0f} of the last samples copy a training picture: see "
+            f"{recipe.output / 'copying.json'}",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
     if interrupted:
         raise Cancelled("stopped; the same command resumes.")
     return run.seen >= recipe.images
@@ -133,9 +141,16 @@ def _prepare(recipe: Recipe, stop_after: float | None, quiet: bool) -> Run:
 
     say = show.words()
     say.quiet = quiet
-    with say.status("preparing data …"):
+    with say.status("preparing data …") as status:
         seconds = None if stop_after is None else 60 * stop_after
-        return Run(recipe, objective(recipe), stop_after=seconds)
+        if recipe.kind != "personal":
+            return Run(recipe, objective(recipe), stop_after=seconds)
+        from safelight.cli.render import Engine
+
+        engine = Engine(lambda made: status.update(f"preparing data: {made} class pictures …"))
+        run = Run(recipe, objective(recipe, engine), stop_after=seconds)
+        engine.tell = lambda made: None
+        return run
 
 
 def _go(run: Run, quiet: bool) -> tuple[bool, dict[str, float]]:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from safelight.data.framing import crop
 from safelight.errors import InvalidRequest, WeightsError
@@ -55,7 +54,11 @@ class CLIP:
         return sha.hexdigest()
 
     def pictures(self, pictures: Iterable[Image.Image]) -> np.ndarray:
-        """Embeddings of unit length, float32 ``(N, width)``.
+        """Embeddings of unit length, float32 ``(N, width)``; see :meth:`embeddings`."""
+        return unit(self.embeddings(pictures))
+
+    def embeddings(self, pictures: Iterable[Image.Image]) -> np.ndarray:
+        """Embeddings as the tower gives them, float32 ``(N, width)``.
 
         The shorter side is resized, bicubic, and the middle cut out, as CLIP's own transform does.
         """
@@ -67,7 +70,7 @@ class CLIP:
         side, weight = self.vision.spec.image_size, self.vision.visual_projection.weight
         stack = np.stack([crop(p.convert("RGB"), (side, side))[0] for p in pictures])
         pixels = torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        return _unit(self.vision(clip_normalised(pixels).to(weight)).embedding)
+        return self.vision(clip_normalised(pixels).to(weight)).embedding.float().cpu().numpy()
 
     @torch.inference_mode()
     def words(self, texts: Sequence[str]) -> np.ndarray:
@@ -78,16 +81,18 @@ class CLIP:
         """
         if self.text is None or self.tokenizer is None or self.text.text_projection is None:
             raise InvalidRequest("text", f"{self.name} has no text tower to search with.")
-        ids = torch.tensor(
-            self.tokenizer.tokens(texts), device=self.text.text_projection.weight.device
-        )
-        embedding = self.text(ids).embedding
-        assert embedding is not None
-        return _unit(embedding)
+        device, parts = self.text.text_projection.weight.device, []
+        for start in range(0, len(texts), BATCH):
+            ids = torch.tensor(self.tokenizer.tokens(texts[start : start + BATCH]), device=device)
+            embedding = self.text(ids).embedding
+            assert embedding is not None
+            parts.append(embedding.float().cpu().numpy())
+        return unit(np.concatenate(parts)) if parts else np.empty((0, self.width), np.float32)
 
 
-def _unit(x: Tensor) -> np.ndarray:
-    return torch.nn.functional.normalize(x.float(), dim=-1).cpu().numpy()
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors ``(N, D)`` at length one; those of no length stay."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def _batches(items: Iterable[Image.Image], size: int) -> Iterator[list[Image.Image]]:

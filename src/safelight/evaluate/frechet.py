@@ -51,6 +51,18 @@ class FeatureStatistics:
             self._join(other.count, other.mean, other._scatter)
         return self
 
+    def without(self, part: FeatureStatistics) -> FeatureStatistics:
+        """These statistics less those of a part of the set; a new object."""
+        rest = FeatureStatistics(len(self.mean))
+        rest.count = self.count - part.count
+        if rest.count < 1:
+            raise ValueError("nothing is left")
+        apart = part.mean - self.mean
+        rest.mean = self.mean - apart * (part.count / rest.count)
+        rest._scatter = self._scatter - part._scatter
+        rest._scatter -= np.outer(apart, apart) * (part.count * self.count / rest.count)
+        return rest
+
     def _join(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
         total = self.count + count
         apart = mean - self.mean
@@ -82,9 +94,22 @@ def statistics(
 
 def frechet_distance(one: FeatureStatistics, two: FeatureStatistics) -> float:
     """The squared Fréchet distance ``d^2`` (what is usually called "the" FID)."""
-    apart = one.mean - two.mean
-    c1, c2 = one.covariance, two.covariance
-    root = _root(c1)
+    return distance_to(rooted(one), two)
+
+
+Rooted = tuple[FeatureStatistics, np.ndarray, np.ndarray]
+
+
+def rooted(one: FeatureStatistics) -> Rooted:
+    """Statistics with their covariance and its root, to be compared with many."""
+    covariance = one.covariance
+    return one, covariance, _root(covariance)
+
+
+def distance_to(fixed: Rooted, two: FeatureStatistics) -> float:
+    """:func:`frechet_distance`, where the root of one side is known."""
+    one, c1, root = fixed
+    apart, c2 = one.mean - two.mean, two.covariance
     # The trace of the product's root is the sum of its eigenvalues' roots; it is symmetric here,
     # so no general matrix root (and none of its imaginary parts) is needed.
     cross = np.sqrt(np.linalg.eigvalsh(root @ c2 @ root).clip(0)).sum()

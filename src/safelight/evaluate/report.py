@@ -37,32 +37,34 @@ ROWS = {
 def as_json(scores: Sequence[ListScore], **settings: Any) -> dict[str, Any]:
     """All numbers, with the settings that they were measured under."""
 
-    def reading(it: Reading | None) -> dict[str, Any] | None:
-        if it is None:
-            return None
-        return {
-            name: {
-                "right": cell.right,
-                "total": cell.total,
-                "share": round(cell.value, 5) if cell.total else None,
-                "wilson95": [round(v, 5) for v in cell.interval],
-            }
-            for name, cell in it.cells.items()
-        }
-
     return {
         "schema": SCHEMA,
         "settings": settings,
         "lists": {
             s.name: {
                 "prompts": len(s.prompts),
-                "generated": reading(s.generated),
-                "decoded": reading(s.decoded),
-                "real": reading(s.real),
+                "generated": cells(s.generated),
+                "decoded": cells(s.decoded),
+                "real": cells(s.real),
                 "frechet": {k: round(v, 5) for k, v in s.frechet.items()},
             }
             for s in scores
         },
+    }
+
+
+def cells(it: Reading | None) -> dict[str, Any] | None:
+    """A reading's shares, with their intervals."""
+    if it is None:
+        return None
+    return {
+        name: {
+            "right": cell.right,
+            "total": cell.total,
+            "share": round(cell.value, 5) if cell.total else None,
+            "wilson95": [round(v, 5) for v in cell.interval],
+        }
+        for name, cell in it.cells.items()
     }
 
 

@@ -172,7 +172,7 @@ def score_list(
     result.failures = [(made[i], prompts[i], result.generated.said[i]) for i in wrong]
     if not ceilings:
         return result
-    real = np.concatenate(list(_renders([p.scene() for p in prompts], made.shape[1])))
+    real = np.concatenate(list(renders([p.scene() for p in prompts], made.shape[1])))
     result.real = read(real, wanted, judge)
     sets = {"generated": made, "real": real}
     if autoencode is not None:
@@ -181,7 +181,7 @@ def score_list(
         )
         result.decoded = read(sets["decoded"], wanted, judge)
     if features is not None:
-        result.frechet = frechet(sets, _reference(prompts, made.shape[1]), features)
+        result.frechet = frechet(sets, reference_renders(prompts, made.shape[1]), features)
     return result
 
 
@@ -201,7 +201,7 @@ def frechet(
     return found
 
 
-def _reference(prompts: Sequence[Prompt], size: int) -> Iterator[np.ndarray]:
+def reference_renders(prompts: Sequence[Prompt], size: int) -> Iterator[np.ndarray]:
     """Fresh renders, four for each prompt, of the prompts' splits and arrangements."""
     need: dict[tuple[stilllife.Split, Arrangement], int] = {}
     for prompt in prompts:
@@ -217,9 +217,10 @@ def _reference(prompts: Sequence[Prompt], size: int) -> Iterator[np.ndarray]:
             if left.get(scene.arrangement, 0):
                 left[scene.arrangement] -= 1
                 found.append(scene)
-        yield from _renders(found, size)
+        yield from renders(found, size)
 
 
-def _renders(scenes: Sequence[stilllife.Scene], size: int) -> Iterator[np.ndarray]:
+def renders(scenes: Sequence[stilllife.Scene], size: int) -> Iterator[np.ndarray]:
+    """Renders of scenes, in parts, uint8 ``(N, size, size, 3)``."""
     for start in range(0, len(scenes), 256):
         yield stilllife.render(scenes[start : start + 256], size)

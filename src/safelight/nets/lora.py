@@ -107,7 +107,11 @@ def fit(pair: Pair, layer: nn.Linear | nn.Conv2d) -> Pair:
             f"the factors are {tuple(down.shape)} and {tuple(up.shape)}, "
             f"but the layer needs {wanted_down} and {wanted_up}"
         )
-    return Pair(down.reshape(wanted_down), up.reshape(wanted_up), pair.alpha)
+    # The very tensor where it fits: a view would not follow a parameter whose data is replaced
+    # (DistributedDataParallel does).
+    if down.shape != wanted_down:
+        down = down.reshape(wanted_down)
+    return Pair(down, up if up.shape == wanted_up else up.reshape(wanted_up), pair.alpha)
 
 
 def _core(tensor: Tensor) -> tuple[int, ...]:

@@ -307,5 +307,6 @@ def _peft_settings(adapter: Adapter) -> dict[str, Any]:
         "lora_alpha": alpha,
         "rank_pattern": {f"^{p}": pair.rank for p, pair in pairs.items() if pair.rank != rank},
         "alpha_pattern": {f"^{p}": pair.alpha for p, pair in pairs.items() if pair.alpha != alpha},
-        "target_modules": sorted(pairs),
+        # Matched by how paths end, with or without what transformers 5 drops in front.
+        "target_modules": sorted(path.removeprefix("text_model.") for path in pairs),
     }

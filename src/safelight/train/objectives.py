@@ -7,10 +7,14 @@ from typing import Any
 from safelight.train.recipe import Recipe
 
 
-def objective(recipe: Recipe) -> Any:
+def objective(recipe: Recipe, render: Any = None) -> Any:
     """The :class:`~safelight.train.loop.Objective` of a recipe's one section.
 
     Each kind is imported only when it is asked for.
+
+    Args:
+        render: a :class:`~safelight.train.class_pictures.Render`, for the kinds whose samples the
+            engine that generates makes.
     """
     match recipe.kind:
         case "clip":
@@ -29,5 +33,9 @@ def objective(recipe: Recipe) -> Any:
             from safelight.train.prior import PriorObjective
 
             return PriorObjective(recipe)
+        case "personal":
+            from safelight.train.personal import PersonalObjective
+
+            return PersonalObjective(recipe, render)
         case kind:
             raise AssertionError(f"no objective for {kind}")  # a new kind belongs here

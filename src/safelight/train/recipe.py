@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from safelight.errors import InvalidRequest
 from safelight.spec import PriorSpec, Record, TextSpec, UNetSpec, VAESpec, VisionSpec
+from safelight.train.personal_recipe import PersonalRecipe
 from safelight.train.sizes import UNETS
 
 
@@ -242,7 +243,7 @@ def _published(unet: Any) -> Any:
     return UNETS[unet]
 
 
-KINDS = ("clip", "vae", "diffusion", "prior")
+KINDS = ("clip", "vae", "diffusion", "prior", "personal")
 
 
 class Recipe(Record):
@@ -276,6 +277,7 @@ class Recipe(Record):
     vae: VAERecipe | None = None
     diffusion: DiffusionRecipe | None = None
     prior: PriorRecipe | None = None
+    personal: PersonalRecipe | None = None
     distill: DistillRecipe | None = None
     site: SiteRecipe = SiteRecipe()
 
@@ -289,6 +291,15 @@ class Recipe(Record):
         if "images" in fields:
             raise ValueError("images and steps say the same thing: write one")
         return {**fields, "images": _pictures("steps", steps, fields.get("optim", {}))}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_pictures(cls, fields: Any) -> Any:
+        """The manifest of a personalisation names its pictures, not the still life."""
+        personal = fields.get("personal") if isinstance(fields, Mapping) else None
+        if not isinstance(personal, Mapping) or "data" in fields:
+            return fields
+        return {**fields, "data": {"source": str(personal.get("instance_data", ""))}}
 
     @model_validator(mode="after")
     def _compatible(self) -> Self:
@@ -336,17 +347,17 @@ def read_stages(path: str | Path, **changes: Any) -> list[Recipe]:
     stages = fields.pop("stages", None)
     fields |= changes
     if stages is None:
-        return [_recipe(fields, path)]
+        return [recipe_of(fields, path)]
     made: list[Recipe] = []
     for stage in stages:
         if "name" not in stage or "output" not in fields:
             raise InvalidRequest("stages.name", f"a stage has none (in {path}).")
-        merged = _merged(fields, stage)
+        merged = merged_with(fields, stage)
         merged["name"] = f"{fields.get('name', path.stem)}-{stage['name']}"
         merged["output"] = Path(fields["output"]) / stage["name"]
         if made and "start" not in stage:
             merged["start"] = made[-1].output
-        made.append(_recipe(merged, path))
+        made.append(recipe_of(merged, path))
     return made
 
 
@@ -359,24 +370,32 @@ def read_recipe(path: str | Path, **changes: Any) -> Recipe:
     return stages[0]
 
 
-def _recipe(fields: Mapping[str, Any], path: Path) -> Recipe:
+def recipe_of(fields: Mapping[str, Any], source: object) -> Recipe:
+    """A recipe from its fields.
+
+    Args:
+        source: where they were written, for messages.
+
+    Raises:
+        InvalidRequest: one is unknown or wrong.
+    """
     try:
         recipe = Recipe.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "recipe"
-        raise InvalidRequest(field, f"{first['msg']} (in {path}).") from error
+        raise InvalidRequest(field, f"{first['msg']} (in {source}).") from error
     _ = recipe.kind
     return recipe
 
 
-def _merged(fields: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[str, Any]:
-    """``fields`` with a stage's differences, table by table."""
+def merged_with(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``fields`` with some of them replaced, table by table."""
     merged = dict(fields)
-    for key, value in stage.items():
+    for key, value in changes.items():
         old = merged.get(key)
         if isinstance(value, Mapping) and isinstance(old, Mapping):
-            merged[key] = _merged(old, value)
+            merged[key] = merged_with(old, value)
         else:
             merged[key] = value
     return merged

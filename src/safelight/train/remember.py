@@ -6,6 +6,7 @@ Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost" (1604.06174).
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import torch
@@ -30,15 +31,18 @@ def forget_activations(module: nn.Module) -> int:
     """
     found = [part for part in module.modules() if isinstance(part, _UNITS)]
     for part in found:
-        part.forward = _again(part.forward)
+        # Bound, so that a copy of the network calls the copy's part and not this one.
+        part.forward = MethodType(_again(part.forward.__func__), part)  # type: ignore[attr-defined]
     return len(found)
 
 
 def _again(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def forgetful(*inputs: Any, **named: Any) -> Any:
+    def forgetful(part: nn.Module, *inputs: Any, **named: Any) -> Any:
         if not torch.is_grad_enabled():
-            return forward(*inputs, **named)
+            return forward(part, *inputs, **named)
         # Nothing here draws random numbers, so there is no generator's state to restore.
-        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, **named)
+        return checkpoint(
+            forward, part, *inputs, use_reentrant=False, preserve_rng_state=False, **named
+        )
 
     return forgetful

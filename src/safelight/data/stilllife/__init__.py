@@ -20,6 +20,7 @@ from safelight.data.stilllife.captions import (
     unknown_words,
     vocabulary,
 )
+from safelight.data.stilllife.curio import curio_scene, render_curios
 from safelight.data.stilllife.render import Rendering, render, render_full
 from safelight.data.stilllife.sheet import contact_sheet
 from safelight.data.stilllife.world import (
@@ -74,6 +75,7 @@ __all__ = [
     "attributes",
     "caption",
     "contact_sheet",
+    "curio_scene",
     "generator",
     "has_unseen_pair",
     "is_held_out",
@@ -82,6 +84,7 @@ __all__ = [
     "parse",
     "plain_caption",
     "render",
+    "render_curios",
     "render_full",
     "scene",
     "scene_for",
