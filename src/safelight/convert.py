@@ -71,8 +71,8 @@ def convert(
 
 
 def write_model(model: Model, folder: Path, *, dtype: str | None = None) -> None:
-    """A loaded model as a published folder, whole: with its statistics, prior, checker and depth estimator.
-    Text-to-image pipelines have no vision tower: it stays out.
+    """A loaded model as a published folder, whole: with its statistics, prior, checker and depth
+    estimator. Text-to-image pipelines have no vision tower: it stays out.
 
     Args:
         dtype: of the tensors; None keeps theirs.
