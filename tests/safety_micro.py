@@ -47,6 +47,23 @@ def reference(seed: int = 0) -> StableDiffusionSafetyChecker:
     return peer
 
 
+def flag_half(peer: StableDiffusionSafetyChecker, images: Sequence[Image.Image]) -> None:
+    """Thresholds that flag half of these: by the concept that tells them apart most widely, in
+    the middle of the widest gap near their median."""
+    with torch.no_grad():
+        pixels = processor()(images, return_tensors="pt").pixel_values
+        seen = torch.nn.functional.normalize(peer.visual_projection(peer.vision_model(pixels)[1]))
+        cosines = (seen @ torch.nn.functional.normalize(peer.concept_embeds).T).sort(dim=0).values
+        gaps = cosines[1:] - cosines[:-1]
+        quarter = len(images) // 4
+        inner = gaps[quarter:-quarter]
+        row, concept = divmod(int(inner.argmax()), inner.shape[1])
+        peer.concept_embeds_weights.fill_(1.0)
+        peer.special_care_embeds_weights.fill_(1.0)
+        row += quarter
+        peer.concept_embeds_weights[concept] = cosines[row : row + 2, concept].mean()
+
+
 def processor() -> Any:
     """The reference's processor of pictures."""
     size = {"height": 16, "width": 16}

@@ -13,21 +13,12 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
-    DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
-    PriorTransformer,
-    StableDiffusionImageVariationPipeline,
-    StableUnCLIPImg2ImgPipeline,
-    StableUnCLIPPipeline,
-)
-from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import (
-    StableUnCLIPImageNormalizer,
 )
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, CLIPTextModelWithProjection
 
 from safelight.diffusion import noise
 from safelight.engine import Engine
@@ -113,85 +104,13 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
     )
 
 
-def close(ours: Tensor, theirs: Any, limit: float = 1e-4) -> None:
+def apart(ours: Tensor, theirs: Any) -> float:
+    """Largest difference, in units of the reference's largest value or of 1."""
     theirs = torch.as_tensor(theirs)
     assert ours.shape == theirs.shape
-    difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1))
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1))
+
+
+def close(ours: Tensor, theirs: Any, limit: float = 1e-4) -> None:
+    difference = apart(ours, theirs)
     assert difference <= limit, difference
-
-
-# -- pipelines that look at a picture --------------------------------------------------------------
-
-WIDTH = 12  # of picture embeddings
-CLIP = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
-NOISING = {"beta_schedule": "squaredcos_cap_v2"}
-
-
-def variations_pipeline(sampler: str) -> StableDiffusionImageVariationPipeline:
-    return StableDiffusionImageVariationPipeline(
-        unet=make_unet(),
-        vae=make_vae(),
-        image_encoder=make_vision(),
-        scheduler=schedulers()[sampler],
-        safety_checker=None,
-        feature_extractor=CLIP,
-        requires_safety_checker=False,
-    )
-
-
-def unclip_parts(sampler: str) -> dict[str, Any]:
-    torch.manual_seed(5)
-    normalizer = StableUnCLIPImageNormalizer(WIDTH)
-    normalizer.mean.data.normal_()
-    normalizer.std.data.uniform_(0.5, 2)
-    return {
-        "image_normalizer": normalizer,
-        "image_noising_scheduler": DDPMScheduler(**NOISING),
-        "tokenizer": make_tokenizer(),
-        "text_encoder": make_text(),
-        "unet": make_unet(
-            class_embed_type="projection", projection_class_embeddings_input_dim=2 * WIDTH
-        ),
-        "scheduler": schedulers(prediction_type="v_prediction")[sampler],
-        "vae": make_vae(),
-    }
-
-
-def unclip_pipeline(sampler: str) -> StableUnCLIPImg2ImgPipeline:
-    return StableUnCLIPImg2ImgPipeline(
-        **unclip_parts(sampler), feature_extractor=CLIP, image_encoder=make_vision()
-    )
-
-
-def prior_text() -> CLIPTextModelWithProjection:
-    config = make_text().config
-    config.projection_dim = WIDTH
-    torch.manual_seed(6)
-    return CLIPTextModelWithProjection(config).eval()
-
-
-def prior_pipeline(sampler: str) -> StableUnCLIPPipeline:
-    torch.manual_seed(7)
-    prior = PriorTransformer(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_layers=2,
-        embedding_dim=WIDTH,
-        num_embeddings=16,
-        additional_embeddings=4,
-    )
-    for name in ("positional_embedding", "prd_embedding", "clip_mean"):
-        getattr(prior, name).data.normal_()
-    prior.clip_std.data.uniform_(0.5, 2)
-    return StableUnCLIPPipeline(
-        **unclip_parts(sampler),
-        prior_tokenizer=make_tokenizer(),
-        prior_text_encoder=prior_text(),
-        prior=prior.eval(),
-        prior_scheduler=DDPMScheduler(
-            variance_type="fixed_small_log",
-            prediction_type="sample",
-            clip_sample_range=5.0,
-            **NOISING,
-        ),
-    )

@@ -9,22 +9,12 @@ import pytest
 import torch
 from diffusers import StableUnCLIPImg2ImgPipeline, StableUnCLIPPipeline
 
+from reference_pipelines import WIDTH, prior_pipeline, unclip_pipeline
 from safelight.cli.main import main
 from safelight.cli.models import write
 from safelight.errors import WeightsError
 from safelight.model import Model
-from systems_micro import (
-    WIDTH,
-    close,
-    drawing,
-    extra_noise,
-    first_noise,
-    latents_of,
-    loaded,
-    photo,
-    prior_pipeline,
-    unclip_pipeline,
-)
+from systems_micro import close, drawing, extra_noise, first_noise, latents_of, loaded, photo
 
 PROMPT = "abc on top of xyz"
 SHAPE = (1, 4, 16, 8)

@@ -8,14 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    StableDiffusionDepth2ImgPipeline,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionInpaintPipeline,
-)
 from PIL import Image
-from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessorPil
 
+from reference_pipelines import depth_estimator, depth_pipeline, img2img_pipeline, inpaint_pipeline
 from safelight.conditioning import image as images
 from safelight.conditioning import planes
 from safelight.model import Cache
@@ -27,12 +22,7 @@ from systems_micro import (
     first_noise,
     latents_of,
     loaded,
-    make_text,
-    make_tokenizer,
-    make_unet,
-    make_vae,
     photo,
-    schedulers,
 )
 
 TO_PIXELS = images.to_pixels
@@ -44,25 +34,12 @@ MASK = Image.fromarray(
 )
 
 
-def parts(sampler: str, **unet: Any) -> dict[str, Any]:
-    return {
-        "unet": make_unet(**unet),
-        "vae": make_vae(),
-        "text_encoder": make_text(),
-        "tokenizer": make_tokenizer(),
-        "scheduler": schedulers()[sampler],
-    }
-
-
-UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-
-
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_image_to_image_is_the_references(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str, scale: float
 ) -> None:
-    pipeline = StableDiffusionImg2ImgPipeline(**parts(sampler), **UNCHECKED)
+    pipeline = img2img_pipeline(sampler)
     model = loaded(pipeline, tmp_path)
     pipeline_latents = []
     for strength in (0.6, 1.0):
@@ -108,7 +85,7 @@ def test_inpainting_is_the_references(
     scale: float,
     channels: int,
 ) -> None:
-    pipeline = StableDiffusionInpaintPipeline(**parts(sampler, in_channels=channels), **UNCHECKED)
+    pipeline = inpaint_pipeline(sampler, channels)
     model = loaded(pipeline, tmp_path)
     assert model.spec.family == ("inpaint" if channels == 9 else "sd-v1")
     for strength in (1.0, 0.6):
@@ -158,9 +135,7 @@ def test_inpainting_is_the_references(
 def test_depth_is_the_references(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str, scale: float
 ) -> None:
-    pipeline = StableDiffusionDepth2ImgPipeline(
-        **parts(sampler, in_channels=5), depth_estimator=None, feature_extractor=None
-    )
+    pipeline = depth_pipeline(sampler)
     model = loaded(pipeline, tmp_path)
     assert model.spec.family == "depth"
     depth = torch.rand(1, 40, 24, generator=torch.Generator().manual_seed(0)) * 900
@@ -183,27 +158,8 @@ def test_depth_is_the_references(
 
 
 def test_the_estimator_reads_what_the_references_reads(tmp_path: Path) -> None:
-    torch.manual_seed(8)
-    estimator = DPTForDepthEstimation(
-        DPTConfig(
-            hidden_size=16,
-            num_hidden_layers=4,
-            num_attention_heads=2,
-            intermediate_size=16,
-            image_size=384,
-            patch_size=32,
-            backbone_out_indices=[0, 1, 2, 3],
-            neck_hidden_sizes=[8, 8, 8, 8],
-            reassemble_factors=[4, 2, 1, 0.5],
-            fusion_hidden_size=8,
-        )
-    ).eval()
-    prepare = DPTImageProcessorPil(
-        size={"height": 384, "width": 384}, keep_aspect_ratio=True, ensure_multiple_of=32
-    )
-    pipeline = StableDiffusionDepth2ImgPipeline(
-        **parts("ddim", in_channels=5), depth_estimator=estimator, feature_extractor=prepare
-    )
+    estimator, prepare = depth_estimator()
+    pipeline = depth_pipeline("ddim", depth_estimator=estimator, feature_extractor=prepare)
     model = loaded(pipeline, tmp_path)
     for size in ((60, 40), (300, 700), (48, 48)):
         pixels = prepare(photo(*size), return_tensors="pt").pixel_values

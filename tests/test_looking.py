@@ -9,35 +9,31 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    DDPMScheduler,
-    StableDiffusionUpscalePipeline,
-)
 from PIL import Image
-from transformers import CLIPConfig, CLIPModel
 
+from reference_pipelines import (
+    CLIP,
+    WIDTH,
+    as_first_revision,
+    prior_noises,
+    prior_pipeline,
+    unclip_pipeline,
+    upscale_pipeline,
+    variations_pipeline,
+)
 from safelight.conditioning import image as images
 from safelight.errors import InvalidRequest, WeightsError
 from safelight.model import Model
 from systems_micro import (
-    CLIP,
     SAMPLERS,
-    WIDTH,
     close,
     drawing,
     extra_noise,
     first_noise,
     latents_of,
     loaded,
-    make_text,
-    make_tokenizer,
     make_unet,
-    make_vae,
     photo,
-    prior_pipeline,
-    schedulers,
-    unclip_pipeline,
-    variations_pipeline,
 )
 
 PROMPT = "abc on top of xyz"
@@ -75,23 +71,7 @@ def test_variations_are_the_references(
 def test_the_first_revision_holds_a_whole_clip(tmp_path: Path) -> None:
     pipeline = variations_pipeline("pndm")
     model = loaded(pipeline, tmp_path)
-    vision = pipeline.image_encoder
-    clip = CLIPModel(
-        CLIPConfig(
-            vision_config=vision.config.to_dict(),
-            text_config=make_text().config.to_dict(),
-            projection_dim=WIDTH,
-        )
-    )
-    clip.vision_model.load_state_dict(vision.vision_model.state_dict())
-    clip.visual_projection.load_state_dict(vision.visual_projection.state_dict())
-    for file in (tmp_path / "image_encoder").iterdir():
-        file.unlink()
-    clip.save_pretrained(tmp_path / "image_encoder")
-    index = json.loads((tmp_path / "model_index.json").read_text())
-    index["image_encoder"] = ["transformers", "CLIPModel"]
-    index["_class_name"] = "StableDiffusionImageEmbedPipeline"
-    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    as_first_revision(tmp_path, pipeline.image_encoder)
     first = Model.load(tmp_path, device="cpu")
     given: dict[str, Any] = {"image": PHOTO, "steps": 3, "seed": 3, **SIZE}
     assert torch.equal(latents_of(first, **given), latents_of(model, **given))
@@ -195,20 +175,6 @@ def test_the_prior_chain_is_the_references(
     close(ours, theirs)
 
 
-def prior_noises(model: Model, seed: int, steps: int) -> list[torch.Tensor]:
-    """What our prior draws, in the order of its steps."""
-    from safelight.diffusion import grid, noise
-
-    assert model.prior is not None
-    plan = grid.timesteps(model.prior.schedule, steps, sampler="ddpm")
-    source = noise.step_noise(seed, (1, WIDTH), name="prior-step")
-    found = []
-    for t, sigma, target in zip(plan.timesteps, plan.sigmas, plan.targets, strict=True):
-        if t > 0:
-            found.append(source(sigma, target))
-    return found
-
-
 def test_a_prior_of_karlos_layout_goes_in_front(tmp_path: Path) -> None:
     whole = loaded(prior_pipeline("ddim"), tmp_path / "whole")
     karlo = tmp_path / "karlo"
@@ -242,24 +208,6 @@ def test_a_prior_of_karlos_layout_goes_in_front(tmp_path: Path) -> None:
 
 
 # -- x4 --------------------------------------------------------------------------------------------
-
-
-def upscale_pipeline(sampler: str) -> StableDiffusionUpscalePipeline:
-    wide = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
-    return StableDiffusionUpscalePipeline(
-        vae=make_vae(
-            block_out_channels=(8, 8, 16),
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            scaling_factor=0.08333,
-        ),
-        text_encoder=make_text(),
-        tokenizer=make_tokenizer(),
-        unet=make_unet(in_channels=7, num_class_embeds=1000, only_cross_attention=(True, False)),
-        low_res_scheduler=DDPMScheduler(**wide),
-        scheduler=schedulers(prediction_type="v_prediction", **wide)[sampler],
-        max_noise_level=350,
-    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 5.0])

@@ -18,7 +18,7 @@ from safelight.model import Model, read_tokenizer
 from safelight.spec import PriorSpec
 from safelight.store import karlo
 from safelight.store.checkers import attach_checker
-from safelight.store.folder import FolderContents, read_folder, write_folder
+from safelight.store.folder import FolderContents, copy_parts, read_folder, write_folder
 from safelight.store.prior import attach_prior, write_prior_net
 from safelight.store.single_file import read_single_file, write_single_file
 from safelight.store.weights import StateDict, read_weights
@@ -94,6 +94,8 @@ def write_model(model: Model, folder: Path, *, dtype: str | None = None) -> None
         attach_prior(folder, prior.spec, *nets, prior.tokenizer, dtype=kind)
     if model.checker is not None:
         attach_checker(folder, model.checker.spec, model.checker.head.state_dict())
+    if spec.family == "depth":
+        copy_parts(Path(model.source), folder, ("depth_estimator", "feature_extractor"))
 
 
 def _to_file(contents: FolderContents, target: Path, dtype: torch.dtype | None) -> dict[str, Any]:

@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 
 import safelight
+from reference_pipelines import unclip_pipeline, variations_pipeline
 from safelight.compat import DPMSolverMultistepScheduler
 from safelight.errors import InvalidRequest
 from safelight.generate import Generator
 from safelight.request import GenerateRequest
 from safety_micro import rigged
-from systems_micro import loaded, make_pipeline, photo, unclip_pipeline, variations_pipeline
+from systems_micro import loaded, make_pipeline, photo
 
 CPU = {'pipe.to("cuda")': 'pipe.to("cpu")'}
 

@@ -14,20 +14,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from reference_pipelines import WIDTH, unclip_pipeline, variations_pipeline
 from safelight import compat
 from safelight.errors import InvalidRequest, VariantNotFound
 from safelight.model import EMULATED
 from safety_micro import processor, reference
-from systems_micro import (
-    WIDTH,
-    drawing,
-    extra_noise,
-    first_noise,
-    make_pipeline,
-    photo,
-    unclip_pipeline,
-    variations_pipeline,
-)
+from systems_micro import drawing, extra_noise, first_noise, make_pipeline, photo
 
 PROMPT = "abc on top of xyz"
 SHAPE = (1, 4, 16, 8)  # of latents; the micro autoencoder halves

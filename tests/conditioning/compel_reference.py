@@ -20,6 +20,8 @@ from micro_models import MERGES, MICRO, VOCAB
 from safelight.text.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).with_name("compel_golden.json")
+LAYERS = {"last": False, "penultimate": True}
+"""What is read of the tower; the second is SD 2's, whose published folders lack the last layer."""
 SPEC = MICRO.text
 assert SPEC is not None
 
@@ -102,6 +104,9 @@ def digest(states: Tensor) -> list[float]:
 
 
 if __name__ == "__main__":
-    rows = {p: digest(s) for p, s in zip(PROMPTS, compel_states(PROMPTS), strict=True)}
-    lines = ",\n".join(f"{json.dumps(p)}: {json.dumps(row)}" for p, row in rows.items())
-    GOLDEN.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
+    blocks = []
+    for name, penultimate in LAYERS.items():
+        found = zip(PROMPTS, compel_states(PROMPTS, penultimate=penultimate), strict=True)
+        lines = ",\n".join(f"{json.dumps(p)}: {json.dumps(digest(s))}" for p, s in found)
+        blocks.append(f'"{name}": {{\n{lines}\n}}')
+    GOLDEN.write_text("{\n" + ",\n".join(blocks) + "\n}\n", encoding="utf-8")

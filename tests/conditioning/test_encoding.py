@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from conditioning.compel_reference import (
     GOLDEN,
+    LAYERS,
     PROMPTS,
     SPEC,
     compel_states,
@@ -49,12 +50,27 @@ def states(model, prompt, dialect="none", skip=0):
 # -- compel ---------------------------------------------------------------------------------------
 
 
-def test_compel_gave_these_numbers(model):
-    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+@pytest.mark.parametrize(("layer", "skip"), [("last", 0), ("penultimate", 1)])
+def test_compel_gave_these_numbers(model, layer, skip):
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))[layer]
     assert list(golden) == PROMPTS
     for prompt, expected in golden.items():
-        ours = digest(states(model, prompt, "compel"))
+        ours = digest(states(model, prompt, "compel", skip=skip))
         assert ours == pytest.approx(expected, abs=2e-5), prompt
+        other = digest(states(model, prompt, "compel", skip=1 - skip))
+        assert other != pytest.approx(expected, abs=1e-2), prompt
+
+
+def test_a_tower_without_its_last_layer_is_read_at_the_end(model):
+    """SD 2's folders: 23 layers of OpenCLIP's 24, whose end is the whole tower's penultimate."""
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))["penultimate"]
+    short = SPEC.replace(layers=SPEC.layers - 1)
+    tower = TextTower(short).eval()
+    kept = {k: v for k, v in TOWER.state_dict().items() if k in tower.state_dict()}
+    tower.load_state_dict(kept)
+    cut = micro_model(model.spec.replace(text=short), text=tower)
+    for prompt, expected in golden.items():
+        assert digest(states(cut, prompt, "compel")) == pytest.approx(expected, abs=2e-5), prompt
 
 
 @pytest.mark.parametrize("fault", ["mask", "tan", "empty", "lerp"])
@@ -63,7 +79,7 @@ def test_golden_numbers_notice_a_fault(model, monkeypatch, fault):
 
     from safelight.conditioning import text as module
 
-    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))["last"]
     prompt = "(a (blue sphere)0.3)0.5 beside- a cone"
     if fault == "mask":
         tower_ = module._Encoder._tower
@@ -86,7 +102,7 @@ def test_golden_numbers_notice_a_fault(model, monkeypatch, fault):
 
 def test_compel_itself(model):
     pytest.importorskip("compel", reason="no compel package to compare with")
-    for penultimate in (False, True):
+    for penultimate in LAYERS.values():
         for prompt, theirs in zip(
             PROMPTS, compel_states(PROMPTS, penultimate=penultimate), strict=True
         ):

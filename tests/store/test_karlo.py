@@ -18,7 +18,8 @@ from safelight.store.components import read_json
 from safelight.store.karlo import read_karlo_prior
 from safelight.store.single_file import read_single_file, write_single_file
 from safelight.store.weights import load_into, read_weights, save_safetensors
-from store.test_single_file import assert_same, micro, original_file
+from store.original_files import original_file
+from store.test_single_file import assert_same, micro
 
 HEADS, WIDTH = 2, 64
 

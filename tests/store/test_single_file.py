@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 from diffusers.loaders.single_file_utils import (
@@ -15,9 +13,6 @@ from safetensors.torch import load_file
 
 from safelight import presets
 from safelight.errors import InvalidRequest, WeightsError
-from safelight.nets.clip import TextTower, VisionTower
-from safelight.nets.unet import UNet
-from safelight.nets.vae import VAE
 from safelight.spec import ModelSpec, TextSpec, UNetSpec, VAESpec, VisionSpec
 from safelight.store import keymaps
 from safelight.store.single_file import (
@@ -27,6 +22,7 @@ from safelight.store.single_file import (
     write_single_file,
 )
 from safelight.store.weights import Entry, StateDict, save_safetensors
+from store.original_files import meta_states, original_file
 from store.store_micro import make_text, make_unet, make_vae, make_vision
 
 SHAPES = {
@@ -139,22 +135,6 @@ FULL = {
 }
 
 
-def meta_states(spec: ModelSpec) -> dict[str, StateDict]:
-    return _meta_states(spec.model_dump_json())
-
-
-@functools.cache
-def _meta_states(dump: str) -> dict[str, StateDict]:
-    spec = ModelSpec.model_validate_json(dump)
-    with torch.device("meta"):
-        nets = {"unet": UNet(spec.unet), "vae": VAE(spec.vae)}
-        if spec.text:
-            nets["text"] = TextTower(spec.text)
-        if spec.vision:
-            nets["vision"] = VisionTower(spec.vision)
-    return {part: StateDict.of(net.state_dict()) for part, net in nets.items()}
-
-
 @pytest.mark.parametrize("kind", FULL)
 def test_the_table_is_a_bijection_at_full_size(kind, tmp_path):
     spec, unet_count, text_count = FULL[kind]
@@ -193,13 +173,6 @@ def test_names_that_everybody_knows():
     assert keymaps.ema_name("model.diffusion_model.input_blocks.0.0.weight") == (
         "model_ema.diffusion_modelinput_blocks00weight"
     )
-
-
-def original_file(spec: ModelSpec, tmp_path, extra=None) -> StateDict:
-    """Names and shapes of a full-size file; nothing behind them."""
-    states = meta_states(spec)
-    entries = keymaps.to_original(states, keymaps.file_rows(spec), tmp_path)
-    return StateDict(entries, tmp_path / "file.ckpt", extra)
 
 
 @pytest.mark.parametrize(

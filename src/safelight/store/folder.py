@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -283,6 +284,18 @@ def write_folder(
     }
     write_json(path / NOTES_FILE, own)
     write_json(path / "model_index.json", index)
+
+
+def copy_parts(source: Path, target: Path, names: Sequence[str]) -> None:
+    """Components that are another library's (a depth estimator) go along as they lie there."""
+    if not (source / "model_index.json").is_file():
+        return
+    there, index = (dict(read_json(place / "model_index.json")) for place in (source, target))
+    for name in names:
+        if name in there and (source / name).is_dir():
+            shutil.copytree(source / name, target / name)
+            index[name] = there[name]
+    write_json(target / "model_index.json", index)
 
 
 def _check_family(file: Path, pipeline: str, parts: Mapping[str, str]) -> None:
