@@ -71,8 +71,8 @@ def convert(
 
 
 def write_model(model: Model, folder: Path, *, dtype: str | None = None) -> None:
-    """A loaded model as a published folder, whole: with its statistics, prior, checker and depth
-    estimator. Text-to-image pipelines have no vision tower: it stays out.
+    """A loaded model as a published folder, whole: with its statistics, prior and checker.
+    Text-to-image pipelines have no vision tower: it stays out.
 
     Args:
         dtype: of the tensors; None keeps theirs.
@@ -95,7 +95,7 @@ def write_model(model: Model, folder: Path, *, dtype: str | None = None) -> None
     if model.checker is not None:
         attach_checker(folder, model.checker.spec, model.checker.head.state_dict())
     if spec.family == "depth":
-        copy_parts(Path(model.source), Path(folder), ("depth_estimator", "feature_extractor"))
+        copy_parts(Path(model.source), folder, ("depth_estimator", "feature_extractor"))
 
 
 def _to_file(contents: FolderContents, target: Path, dtype: torch.dtype | None) -> dict[str, Any]:

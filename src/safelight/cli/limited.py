@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 
 from safelight.cli.measure import Bar
+from safelight.names import DEFAULT_MODEL
 
 
 def limits(
-    model: Annotated[str, typer.Option("-m", "--model", help="A model's name or folder.")] = "tiny",
+    model: Annotated[
+        str, typer.Option("-m", "--model", help="A model's name or folder.")
+    ] = DEFAULT_MODEL,
     section: Annotated[
         str | None,
         typer.Option(help="people,culture,language,text,faces,composition. Default: all."),

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from safelight.errors import InvalidRequest
+from safelight.names import DEFAULT_MODEL
 
 Clip = Annotated[
     str | None,
@@ -129,7 +130,7 @@ def pareto(
             brief, named_clip(clip), inception=network, folder=output, batch=batch,
             progress=bar.update,
         )  # fmt: skip
-        for name in dict.fromkeys(model or ["tiny"]):
+        for name in dict.fromkeys(model or [DEFAULT_MODEL]):
             generator = safelight.load(name)
             for scale in chosen:
                 settings = sweep.settings(name, generator, scale, steps, sampler)
