@@ -103,7 +103,7 @@ def test_killed_under_load_every_accepted_job_completes(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from safelight.cli.main import main; main()"]
+    command = [sys.executable, "-m", "safelight"]
     command += ["serve", "--port", str(port), "--data", "jobs"]
     url = f"http://127.0.0.1:{port}"
 
