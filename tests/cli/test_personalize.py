@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from personal_micro import PROMPT, write_model, write_pictures
 from safelight.cli.main import _load, main
 from safelight.cli.personalize import ALIASES, app, spelled
+from safelight.names import DEFAULT_MODEL
 
 
 def run(*arguments: object) -> int:
@@ -184,7 +185,7 @@ def test_the_page_s_commands_are_real(capsys: pytest.CaptureFixture[str], tmp_pa
         if name == "generate":
             model = parameters["model"]
             used = [*parameters.get("lora", ()), *parameters.get("embedding", ())]
-            assert model == "tiny" or model in made
+            assert model == DEFAULT_MODEL or model in made
             assert all(Path(file).parent.name in made for file in used)
     assert seen == 5
 

@@ -190,6 +190,9 @@ class PersonalObjective:
         parts = [self.subject.digest, *([self.classes.digest] if self.classes else ())]
         return "-".join(parts)
 
+    def data_report(self) -> Mapping[str, Any]:
+        return {}
+
     @torch.no_grad()
     def _posterior(self, kind: str, photos: Photos, sight: Sight) -> Posterior:
         """What the autoencoder says of a picture, alone so that it is always the same; kept where
