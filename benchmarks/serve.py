@@ -27,6 +27,7 @@ import torch
 import uvicorn
 
 from benchmarks import measure, tiny_model
+from safelight import provenance
 from safelight.diffusion.noise import initial_noise
 from safelight.generate import Generator
 from safelight.request import GenerateRequest
@@ -99,9 +100,9 @@ def main() -> None:
 
 
 def by_call(generator: Generator, requests: Sequence[dict[str, Any]]) -> None:
-    """All of them in one call."""
+    """All of them in one call, each as the file that the server sends too."""
     made = generator.generate(request=[GenerateRequest.from_kwargs(**each) for each in requests])
-    assert all(result.image is not None for result in made)
+    assert all(provenance.encode(result) for result in made)
 
 
 def over_http(url: str, requests: Sequence[dict[str, Any]]) -> None:
