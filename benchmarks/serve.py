@@ -3,36 +3,37 @@
     python -m benchmarks.serve
 
 32 requests of one picture, of different prompts, steps, seeds and guidance scales. *Offline* makes
-them with one call of :meth:`Generator.generate`. *Server* is `safelight serve`'s application in
-this process, asked over HTTP by eight clients. *Lock* is the pattern of diffusers' example server,
-one pipeline behind a lock, on the same exported weights, asked by eight threads without any HTTP.
-A lone request is timed too: over HTTP, and by the call that it stands for.
+them with one call of :meth:`Generator.generate`. *Server* is `safelight serve`, a process of its
+own, asked over HTTP by eight clients. *Lock* is the pattern of diffusers' example server, one
+pipeline behind a lock, on the same exported weights, asked by eight threads without any HTTP. A
+lone request is timed too: over HTTP, and by the call that it stands for.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
+import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import uvicorn
 
 from benchmarks import measure, tiny_model
 from safelight import provenance
 from safelight.diffusion.noise import initial_noise
 from safelight.generate import Generator
 from safelight.request import GenerateRequest
-from safelight.serve.app import create_app
-from safelight.serve.house import House, Settings
 
 COUNT, CLIENTS = 32, 8
 PROMPTS = (
@@ -72,8 +73,7 @@ def main() -> None:
         pipe = tiny_model.peer(folder, channels_last=True)
     offline = Generator(model)
     many, lone = asked(), [{**asked(1)[0], "steps": 25}]
-    house = House(Settings(queue_seconds=3600), loader=lambda *_, **__: Generator(model))
-    with serving(house) as url:
+    with serving(options.threads) as url:
         sides = {
             "server": lambda: over_http(url, many),
             "offline": lambda: by_call(offline, many),
@@ -85,8 +85,6 @@ def main() -> None:
             "the call": lambda: by_call(offline, lone),
         }
         single = measure.in_turns(alone, rounds=3 * options.rounds, clock=clock)
-        engine = house.worker(None).generator.engine
-        report.notes.append(f"The server made {engine.calls} network calls.")
     for name, peer, target in (("throughput", "offline", 0.9), ("throughput", "a lock", 3.0)):
         pair = {"server": times["server"], peer: times[peer]}
         report.rows.append(
@@ -139,27 +137,33 @@ def locked(pipe: Any, model: Any, requests: Sequence[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def serving(house: House) -> Iterator[str]:
-    """The application on a free port, in a thread."""
-    config = uvicorn.Config(
-        create_app(house=house), host="127.0.0.1", port=0, log_level="error", access_log=False
+def serving(threads: int) -> Iterator[str]:
+    """The command, in a process of its own, as it is used."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "safelight", "serve", "-m", "tiny", "--port", str(port)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    process = subprocess.Popen(
+        [*command, "--queue-seconds", "3600"], env=environment, stderr=subprocess.DEVNULL
     )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    wait(lambda: server.started)
-    wait(lambda: house.default in house.loaded())
+    url = f"http://127.0.0.1:{port}"
     try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        while not _ready(url):
+            assert process.poll() is None, "the server did not start"
+            time.sleep(0.1)
+        yield url
     finally:
-        server.should_exit = True
-        thread.join(60)
+        process.terminate()
+        process.wait(60)
 
 
-def wait(condition: Callable[[], bool]) -> None:
-    """Until it is so."""
-    while not condition():
-        time.sleep(0.01)
+def _ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 if __name__ == "__main__":

@@ -147,4 +147,6 @@ TINY = ModelSpec(
     steps=25,
     guidance_scale=4.0,
 )
-TINY_V = TINY.replace(name="tiny-v", schedule=TINY.schedule.replace(prediction_type="v"))
+TINY_V = TINY.replace(
+    name="tiny-v", schedule=TINY.schedule.replace(prediction_type="v"), guidance_scale=3.0
+)

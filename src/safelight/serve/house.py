@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -99,9 +100,10 @@ class House:
         with self._locks[name]:
             if name not in self._workers:
                 began = time.monotonic()
-                generator = self._load(name, **self._options())
                 worker = Worker(
-                    generator, live=self.settings.live, limit=self.settings.queue_seconds
+                    functools.partial(self._load, name, **self._options()),
+                    live=self.settings.live,
+                    limit=self.settings.queue_seconds,
                 )
                 self._workers[name] = worker
                 log.info("loaded %s in %.1f s", name, time.monotonic() - began)

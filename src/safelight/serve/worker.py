@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from safelight.errors import SafelightError
@@ -62,19 +62,36 @@ class Worker:
     """Runs jobs on one model.
 
     Args:
+        generator: or what loads it, which is then called on the worker's own thread: another
+            thread that has computed keeps its team of OpenMP workers, and slows this one's down.
         live: most pictures that share the networks; others wait.
         limit: seconds of work that may wait.
     """
 
-    def __init__(self, generator: Generator, *, live: int = 8, limit: float = 600.0) -> None:
-        self.generator, self.live, self.limit = generator, live, limit
+    generator: Generator
+
+    def __init__(
+        self,
+        generator: Generator | Callable[[], Generator],
+        *,
+        live: int = 8,
+        limit: float = 600.0,
+    ) -> None:
+        self.live, self.limit = live, limit
         self.meter = Meter(2e-6)
         self._condition = threading.Condition()
         self._queue: list[tuple[int, int, Job]] = []
         self._running: deque[_Running] = deque()
         self._draining = self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="safelight-worker", daemon=True)
+        self._failure: Exception | None = None
+        self._ready = threading.Event()
+        self._thread = threading.Thread(
+            target=self._work, args=(generator,), name="safelight-worker", daemon=True
+        )
         self._thread.start()
+        self._ready.wait()
+        if self._failure is not None:
+            raise self._failure
 
     # -- any thread ----------------------------------------------------------------------------
 
@@ -156,6 +173,17 @@ class Worker:
         self._thread.join(30)
 
     # -- the worker's thread -------------------------------------------------------------------
+
+    def _work(self, generator: Generator | Callable[[], Generator]) -> None:
+        try:
+            made = generator if isinstance(generator, Generator) else generator()
+            self.generator = made
+        except Exception as error:
+            self._failure = error
+            return
+        finally:
+            self._ready.set()
+        self._run()
 
     def _run(self) -> None:
         while True:
