@@ -56,6 +56,28 @@ def test_what_a_crash_leaves_runs_again_with_its_seed(tmp_path: Path) -> None:
             assert np.abs(apart).max() <= 1
 
 
+def test_a_restored_job_can_be_cancelled_by_its_id(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.add(Job("toy", [], id="long"), {**FEW, "steps": 500, "count": 8, "seed": 1})
+    store.close()
+    with serving(toy_house(data_dir=str(tmp_path))) as client:
+        while client.house.job("long") is None:
+            time.sleep(0.005)
+        assert client.post("/v1/jobs/long/cancel").status == 200
+        assert client.done("long")["status"] == "cancelled"
+
+
+def test_a_refused_job_does_not_run_after_a_restart(tmp_path: Path) -> None:
+    house = toy_house(data_dir=str(tmp_path), queue_seconds=0.001)
+    with serving(house) as client:
+        first = client.post("/v1/jobs", {**FEW, "steps": 500}).json["id"]
+        house.worker(None).meter.per_unit = 1.0
+        assert client.post("/v1/jobs", FEW).status == 429
+        assert house.store is not None
+        assert [kept.id for kept in house.store.unfinished()] == [first]
+        client.post(f"/v1/jobs/{first}/cancel")
+
+
 def test_a_key_makes_a_retry_the_same_job(tmp_path: Path) -> None:
     with serving(toy_house(data_dir=str(tmp_path))) as client:
         key = {"idempotency-key": "mine"}

@@ -156,10 +156,10 @@ class House:
         worker.generator.stream(request=list(resolved))
         deadline = None if timeout is None else time.monotonic() + timeout
         job = Job(name, resolved, priority=priority, deadline=deadline, format=format)
+        if on_accept is not None:
+            on_accept(job)  # may give it the id it had before a restart
         self._remember(job)
         try:
-            if on_accept is not None:
-                on_accept(job)
             worker.submit(job)
         except Exception:
             self.forget(job.id)

@@ -77,6 +77,8 @@ def accept(
     timeout, priority = _number(own, "timeout"), _number(own, "priority")
     asked = read(fields)
 
+    added: list[str] = []
+
     def accepted(job: Job) -> None:
         if store is None:
             return
@@ -85,17 +87,25 @@ def accept(
         else:
             seeded = {**body, "seed": job.requests[0].seed}
             store.add(job, seeded, key)
+            added.append(job.id)
         finish = store.finish
         job.keep = lambda ended, status: finish(ended, status, _final(house, ended, status))
 
-    job = house.submit(
-        [asked],
-        own.get("model"),
-        timeout=timeout,
-        priority=int(priority or 0),
-        format=wire.format_of(own.get("output_format")),
-        on_accept=accepted,
-    )
+    try:
+        job = house.submit(
+            [asked],
+            own.get("model"),
+            timeout=timeout,
+            priority=int(priority or 0),
+            format=wire.format_of(own.get("output_format")),
+            on_accept=accepted,
+        )
+    except SafelightError:
+        for name in (
+            added if store is not None else ()
+        ):  # refused after all: it must not run after a restart
+            store.remove(name)
+        raise
     return told(house, job)
 
 

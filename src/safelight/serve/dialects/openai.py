@@ -49,18 +49,18 @@ _FORM_NUMBERS |= {"num_inference_steps", "guidance_scale", "noise_level", "width
 @router.get("/models")
 async def models(request: Request) -> dict[str, Any]:
     """The models that are served."""
-    data = [
-        {"id": name, "object": "model", "created": 0, "owned_by": "safelight"}
-        for name in house_of(request).settings.models
-    ]
+    data = [_model(name) for name in house_of(request).settings.models]
     return {"object": "list", "data": data}
 
 
 @router.get("/models/{name:path}")
 async def model(request: Request, name: str) -> dict[str, Any]:
     """One of them."""
-    found = house_of(request).name(name)
-    return {"id": found, "object": "model", "created": 0, "owned_by": "safelight"}
+    return _model(house_of(request).name(name))
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "safelight"}
 
 
 @router.post("/images/generations")
@@ -75,18 +75,14 @@ async def generations(request: Request) -> Response:
 @router.post("/images/edits")
 async def edits(request: Request) -> Response:
     """A picture made anew by a prompt, where the mask is transparent; all of it without one."""
-    fields = await _form(request)
-    if "image" not in fields:
-        raise InvalidRequest("image", "is missing.", "Send the picture to edit.")
+    fields = await _form(request, "edit")
     return await _made(request, fields, "image_edit")
 
 
 @router.post("/images/variations")
 async def variations(request: Request) -> Response:
     """Others like a picture, by a model that looks at pictures."""
-    fields = await _form(request)
-    if "image" not in fields:
-        raise InvalidRequest("image", "is missing.", "Send the picture to vary.")
+    fields = await _form(request, "vary")
     worker = await asyncio.to_thread(house_of(request).worker, fields.get("model"))
     spec = worker.generator.model.spec
     if spec.family not in ("image-variations", "unclip"):
@@ -95,8 +91,12 @@ async def variations(request: Request) -> Response:
     return await _made(request, fields, "image_generation")
 
 
-async def _form(request: Request) -> dict[str, Any]:
-    """A multipart body: files as bytes, numbers as numbers, ``image[]`` as ``image``."""
+async def _form(request: Request, purpose: str) -> dict[str, Any]:
+    """A multipart body: files as bytes, numbers as numbers, ``image[]`` as ``image``.
+
+    Raises:
+        InvalidRequest: it holds no picture.
+    """
     fields: dict[str, Any] = {}
     several: dict[str, list[bytes]] = {}
     async with request.form(max_files=16, max_fields=100) as form:
@@ -108,6 +108,8 @@ async def _form(request: Request) -> dict[str, Any]:
                 several.setdefault(name, []).append(await value.read())
     for name, files in several.items():
         fields[name] = files[0] if len(files) == 1 else files
+    if "image" not in fields:
+        raise InvalidRequest("image", "is missing.", f"Send the picture to {purpose}.")
     return fields
 
 
