@@ -61,7 +61,9 @@ def test_a_restored_job_can_be_cancelled_by_its_id(tmp_path: Path) -> None:
     store.add(Job("toy", [], id="long"), {**FEW, "steps": 500, "count": 8, "seed": 1})
     store.close()
     with serving(toy_house(data_dir=str(tmp_path))) as client:
+        end = time.monotonic() + 30
         while client.house.job("long") is None:
+            assert time.monotonic() < end, "it is remembered under another id"
             time.sleep(0.005)
         assert client.post("/v1/jobs/long/cancel").status == 200
         assert client.done("long")["status"] == "cancelled"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -77,7 +78,7 @@ def accept(
     timeout, priority = _number(own, "timeout"), _number(own, "priority")
     asked = read(fields)
 
-    added: list[str] = []
+    added: list[Callable[[], None]] = []
 
     def accepted(job: Job) -> None:
         if store is None:
@@ -87,7 +88,7 @@ def accept(
         else:
             seeded = {**body, "seed": job.requests[0].seed}
             store.add(job, seeded, key)
-            added.append(job.id)
+            added.append(functools.partial(store.remove, job.id))
         finish = store.finish
         job.keep = lambda ended, status: finish(ended, status, _final(house, ended, status))
 
@@ -101,10 +102,8 @@ def accept(
             on_accept=accepted,
         )
     except SafelightError:
-        for name in (
-            added if store is not None else ()
-        ):  # refused after all: it must not run after a restart
-            store.remove(name)
+        for undo in added:  # refused after all: it must not run after a restart
+            undo()
         raise
     return told(house, job)
 
