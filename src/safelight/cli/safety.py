@@ -42,10 +42,10 @@ def build(
         raise InvalidRequest("output", f"{output} is not empty.", "Name a new one.")
     if false_positives is not None and not 0 <= false_positives <= 1:
         raise InvalidRequest("false-positives", f"must be 0 to 1, not {false_positives:g}.")
-    from safelight.model import FAMILY
     from safelight.safety import build as building
     from safelight.safety.clip import load_clip
     from safelight.safety.concepts import read_concepts, sorted_pictures
+    from safelight.shipped import FAMILY
     from safelight.store.checkers import write_checker
 
     wanted = read_concepts(concepts)
