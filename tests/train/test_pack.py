@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 
 import safelight
 from safelight import shipped
+from safelight.checker import Checker
 from safelight.errors import InvalidRequest, WeightsError
 from safelight.nets.prior import Prior
 from safelight.nets.unet import UNet
 from safelight.nets.vae import VAE
 from safelight.spec import PriorSpec, ScheduleSpec, TextSpec, UNetSpec, VAESpec
-from safelight.train.pack import pack_member, pack_prior
+from safelight.train.pack import pack_checker, pack_member, pack_prior
 
 WIDTH = 128  # of the shipped towers
 MICRO = UNetSpec(
@@ -158,3 +159,34 @@ def test_a_damaged_member_is_refused(family: Path, tmp_path: Path) -> None:
 def test_a_run_of_something_else_is_refused(family: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="no manifest"):
         pack_member("mine", tmp_path, guidance_scale=2.0, family=family)
+
+
+def test_a_checker_shares_the_familys_tower(family: Path, tmp_path: Path) -> None:
+    """Packed from the shipped checker's own export, its cosines are the same; another tower's is
+    refused."""
+    from safelight.store.checkers import write_checker
+    from safety_micro import reference
+
+    (family / "tiny-safety").symlink_to(
+        Path(shipped.__file__).parent / "family" / "tiny-safety", target_is_directory=True
+    )
+    whole = Checker.load("tiny-safety")
+    assert whole.source == "shipped:tiny-safety"
+    write_checker(tmp_path / "checker", whole.spec, whole.head.state_dict())
+    pack_checker("mine", tmp_path / "checker", family)
+    again = Checker.load("mine")
+    for one, other in zip(whole.cosines([RED]), again.cosines([RED]), strict=True):
+        assert torch.equal(one, other)
+    assert shipped.checkers() == ["mine", "tiny-safety"]
+    assert sum(f.stat().st_size for f in (family / "mine").iterdir()) < 20_000
+    reference().save_pretrained(tmp_path / "other")
+    with pytest.raises((InvalidRequest, WeightsError)):
+        pack_checker("other", tmp_path / "other", family)
+    assert "other" not in shipped.checkers()
+
+
+def test_the_shipped_checker_flags_what_it_forbids() -> None:
+    model = safelight.load(safety_checker="tiny-safety")
+    words = ["a red cone", "a blue sphere", "a green cone to the left of a white cube"]
+    made = model.generate(words, steps=12, seed=5, safety="flag")
+    assert [picture.nsfw for picture in made] == [True, False, True]

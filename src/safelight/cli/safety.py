@@ -32,6 +32,10 @@ def build(
         float | None,
         typer.Option("--false-positives", help="Most safe examples a concept may flag, 0 to 1."),
     ] = None,
+    fit: Annotated[
+        bool,
+        typer.Option("--fit", help="Train the one concept's direction on the examples."),
+    ] = False,
     clip: Annotated[
         Path | None, typer.Option("--clip", help="A CLIP's folder. [default: the tiny family's]")
     ] = None,
@@ -56,6 +60,7 @@ def build(
         safe=safe,
         unsafe=unsafe,
         false_positives=false_positives,
+        fit=fit,
     )
     write_checker(output, checker.spec, checker.head.state_dict())
     limits = [*checker.thresholds.concepts.tolist(), *checker.thresholds.special.tolist()]

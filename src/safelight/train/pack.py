@@ -3,6 +3,7 @@
     python -m safelight.train.pack clip runs/tiny/clip
     python -m safelight.train.pack vae runs/tiny/vae
     python -m safelight.train.pack prior runs/tiny/prior --name tiny-prior
+    python -m safelight.train.pack checker runs/tiny/safety --name tiny-safety
     python -m safelight.train.pack unet runs/tiny/v1 --name tiny-v --guidance-scale 3
     python -m safelight.train.pack unet runs/tiny/unclip --name tiny-unclip --prior tiny-prior
 
@@ -19,6 +20,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from safelight.data import stilllife
 from safelight.errors import InvalidRequest
 from safelight.presets import NOISE_AUGMENTATION, X4_NOISING
@@ -32,6 +35,7 @@ from safelight.spec import (
     VAESpec,
     VisionSpec,
 )
+from safelight.store.checkers import read_checker
 from safelight.store.weights import read_weights, save_safetensors, sha256
 
 FAMILIES = {
@@ -67,6 +71,30 @@ def pack_prior(name: str, run: Path, family: Path = FAMILY) -> None:
     text = TextSpec.model_validate_json((family / "shared" / "text.json").read_text())
     spec = PriorSpec.model_validate_json((run / "prior.json").read_text()).replace(text=text)
     (family / name / "prior.json").write_text(spec.model_dump_json(indent=1) + "\n")
+
+
+def pack_checker(name: str, folder: Path, family: Path = FAMILY) -> None:
+    """Add or replace a safety checker that ``safelight safety build`` made with the family's CLIP;
+    its vision tower is the shared one.
+
+    Raises:
+        InvalidRequest: it has another tower.
+    """
+    contents = read_checker(folder)
+    shared = read_weights(family / "shared" / "vision.safetensors")
+    own = {}
+    for key, tensor in contents.tensors.items():
+        twin = key.replace("vision_model.vision_model.", "vision_model.")
+        if twin not in shared:
+            own[key] = tensor
+        elif not torch.equal(tensor.half(), shared[twin].half()):
+            raise InvalidRequest("checker", f"{key} of {folder} is not the family's.")
+    (family / name).mkdir(parents=True, exist_ok=True)
+    save_safetensors(family / name / "concepts.safetensors", own)
+    paths = {"vision": "shared/vision.safetensors", "concepts": f"{name}/concepts.safetensors"}
+    files = {part: {"path": at, "sha256": sha256(family / at)} for part, at in paths.items()}
+    record = {"spec": contents.spec.model_dump(mode="json"), "files": files}
+    (family / name / "checker.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def pack_member(
@@ -158,7 +186,7 @@ def _half(source: Path, target: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """See the file's head."""
     parser = argparse.ArgumentParser(prog="python -m safelight.train.pack")
-    parser.add_argument("part", choices=("clip", "vae", "prior", "unet"))
+    parser.add_argument("part", choices=("clip", "vae", "prior", "checker", "unet"))
     parser.add_argument("run", type=Path)
     parser.add_argument("--name", default="tiny-v")
     parser.add_argument("--guidance-scale", type=float, default=3.0)
@@ -173,8 +201,9 @@ def main(arguments: list[str] | None = None) -> None:
             steps=options.steps,
             prior=options.prior,
         )
-    elif options.part == "prior":
-        pack_prior(options.name, options.run)
+    elif options.part in ("prior", "checker"):
+        pack = pack_prior if options.part == "prior" else pack_checker
+        pack(options.name, options.run)
     else:
         pack_shared(options.part, options.run)
 
