@@ -25,6 +25,8 @@ class Service:
     url: str = ""
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+    """Of every request, whatever its kind."""
     picture: dict[str, int] = field(default_factory=dict)
     """Severities of every picture."""
     fail: list[tuple[int, dict[str, str]]] = field(default_factory=list)
@@ -46,7 +48,12 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
+    def do_GET(self) -> None:
+        self.service.keys.append(self.headers.get("Ocp-Apim-Subscription-Key"))
+        self._answer(404, {})
+
     def do_POST(self) -> None:
+        self.service.keys.append(self.headers.get("Ocp-Apim-Subscription-Key"))
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         path, _, query = self.path.partition("?")
         if self.service.fail:

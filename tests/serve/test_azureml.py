@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import csv
 import importlib.util
@@ -117,16 +118,21 @@ def test_a_server_without_a_checker_does_not_start(capsys: pytest.CaptureFixture
     said = " ".join(capsys.readouterr().err.split())
     assert "--without-checker" in said
     assert "--safety-checker PATH" in said
+    with pytest.raises(SystemExit) as left:
+        door(["serve", "-m", "tiny", "--without-checker", "--port", "0"])
+    assert left.value.code == 2
+    assert "--azureml" in capsys.readouterr().err
 
 
 def test_nor_does_the_application_by_itself() -> None:
-    import uvicorn
+    async def start(house: House) -> None:
+        app = create_app(house=house)
+        async with app.router.lifespan_context(app):
+            pass
 
-    house = toy_house(without_checker=False)
-    server = uvicorn.Server(uvicorn.Config(create_app(house=house), port=0, log_level="critical"))
-    with pytest.raises(SystemExit):  # the application's start failed
-        server.run()
-    house.close()
+    with pytest.raises(InvalidRequest, match="without-checker"):
+        asyncio.run(start(toy_house(without_checker=False)))
+    asyncio.run(start(toy_house(without_checker=True)))
 
 
 def test_without_the_option_nothing_is_scored() -> None:

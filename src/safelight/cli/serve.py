@@ -97,6 +97,8 @@ def command(
         )
     if any(not key.strip() for key in api_key or []):
         raise InvalidRequest("api-key", "is empty.")
+    if without_checker and not azureml:
+        raise InvalidRequest("without-checker", "has a meaning for /score alone.", "Add --azureml.")
     settings = Settings(
         models=tuple(models or (DEFAULT_MODEL,)),
         device=device,
