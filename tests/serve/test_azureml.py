@@ -87,7 +87,7 @@ def test_the_sample_in_the_samples_folder_is_the_cards() -> None:
         ({"parameters": {"guidance_scale": "much"}}, "guidance_scale"),
         ({"parameters": [1]}, "input_data.parameters"),
         ({"index": [0]}, "input_data.index"),
-        ({"data": ["a", " "]}, "input_data.data[1]"),
+        ({"data": ["a", " "]}, "prompt"),
         ({"data": [["a", "b"], "c"]}, "input_data.data[0]"),
         ({"columns": ["prompt", "seed"]}, "input_data.columns"),
         ({"orient": "split"}, "orient"),

@@ -64,7 +64,7 @@ def read(body: Mapping[str, Any]) -> list[GenerateRequest]:
     requests = []
     for place, row in enumerate(rows):
         prompt = row[0] if isinstance(row, list) and len(row) == 1 else row
-        if not isinstance(prompt, str) or not prompt.strip():
+        if not isinstance(prompt, str):
             raise InvalidRequest(f"input_data.data[{place}]", "must be a prompt.")
         requests.append(asked(f"input_data.data[{place}]", prompt, parameters))
     return requests
@@ -84,8 +84,9 @@ def asked(where: str, prompt: str, parameters: Mapping[str, Any], **more: Any) -
     try:
         return GenerateRequest.from_kwargs(prompt=prompt, **parameters, **more)
     except InvalidRequest as error:
-        name = where if error.field == "prompt" else error.field
-        raise InvalidRequest(name, error.problem, error.fix) from None
+        if error.field != "prompt":
+            raise
+        raise InvalidRequest("prompt", f"({where}) {error.problem}", error.fix) from None
 
 
 def _known(fields: Mapping[str, Any], known: Sequence[str]) -> None:
