@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -60,6 +61,22 @@ def command(
         float,
         typer.Option("--drain-seconds", min=0, help="How long accepted work may end at a stop."),
     ] = 60.0,
+    azureml: Annotated[
+        bool,
+        typer.Option("--azureml", help="Answer AzureML's /score too. Needs a safety checker."),
+    ] = False,
+    without_checker: Annotated[
+        bool,
+        typer.Option("--without-checker", help="With --azureml: pictures need not be checked."),
+    ] = False,
+    content_safety: Annotated[
+        bool,
+        typer.Option(
+            "--content-safety",
+            help="Ask Azure AI Content Safety about prompts and pictures "
+            "(CONTENT_SAFETY_ENDPOINT, CONTENT_SAFETY_KEY, CONTENT_SAFETY_THRESHOLD).",
+        ),
+    ] = False,
 ) -> None:
     """Serve models over HTTP: jobs, OpenAI's Images API, DeepInfra's and AzureML's calls.
 
@@ -68,8 +85,8 @@ def command(
     try:
         import uvicorn
 
-        from safelight.serve.app import create_app
-        from safelight.serve.house import Settings
+        from safelight.serve.app import create_app, refuse_unchecked
+        from safelight.serve.house import House, Settings
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("safelight"):
             raise
@@ -80,6 +97,8 @@ def command(
         )
     if any(not key.strip() for key in api_key or []):
         raise InvalidRequest("api-key", "is empty.")
+    if without_checker and not azureml:
+        raise InvalidRequest("without-checker", "has a meaning for /score alone.", "Add --azureml.")
     settings = Settings(
         models=tuple(models or (DEFAULT_MODEL,)),
         device=device,
@@ -94,6 +113,22 @@ def command(
         max_steps=max_steps,
         data_dir=data,
         drain_seconds=drain_seconds,
+        azureml=azureml,
+        without_checker=without_checker,
     )
+    house = House(settings, loader=_moderated() if content_safety else None)
+    if azureml:
+        refuse_unchecked(house)
     show.words().print(f"http://{host}:{port} serves {', '.join(settings.models)}", markup=False)
-    uvicorn.run(create_app(settings), host=host, port=port, log_level="info", access_log=False)
+    uvicorn.run(create_app(house=house), host=host, port=port, log_level="info", access_log=False)
+
+
+def _moderated() -> Callable[..., Any]:
+    """What loads a model, with content safety as the environment says."""
+    import functools
+
+    from safelight.generate import load
+    from safelight.safety import ONLINE
+    from safelight.safety.azure import from_environment
+
+    return functools.partial(load, moderation=from_environment(ONLINE))
