@@ -242,7 +242,7 @@ class Generator:
 
     def _stream(self, jobs: list[_Job], cancel: Cancel) -> Iterator[Event]:
         clock = Clock(sum(job.course.calls for job in jobs))
-        size = self._micro_batch or _micro_batch(self.model, [job.request for job in jobs])
+        size = self._micro_batch or micro_batch(self.model, [job.request for job in jobs])
         refused = self._refused(jobs) if not cancel.is_set else {}
         for job, reason in refused.items():
             yield self._result(job, _Group([job]), Outcome.rejected, reason)
@@ -485,7 +485,7 @@ def _heard(answers: Answers, *, wait: bool) -> Iterator[tuple[_Job, Answered]]:
         return
 
 
-def _micro_batch(model: Model, requests: Sequence[GenerateRequest]) -> int:
+def micro_batch(model: Model, requests: Sequence[GenerateRequest]) -> int:
     """How many pictures share a call: eight of 128 pixels a side on a CPU, where more gain nothing,
     and one of 512, so that the first picture is there early."""
     side = model.spec.vae.factor
