@@ -166,13 +166,12 @@ class Keeper:
         return self._record(wish, status="failed", error=error, request=request)
 
     def _record(self, wish: Wish, **more: Any) -> Record:
-        asked = wish.request
         found: Record = {
             "row": wish.row,
             "line": wish.line,
             "status": "",
             "model": wish.model,
-            "prompt": None if asked is None else asked.prompt,
+            "prompt": wish.prompt,
             "files": [],
             "seeds": [],
             "outcomes": [],

@@ -44,6 +44,7 @@ class Wish:
 
     Args:
         request: None where there is an error.
+        prompt: as far as there is one.
         error: what is wrong, by ``field``, ``problem`` and ``fix``.
         extra: the columns that were passed over.
     """
@@ -54,6 +55,7 @@ class Wish:
     request: GenerateRequest | None
     error: dict[str, str] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,11 @@ def wish(entry: Entry, defaults: Defaults, folder: Path) -> Wish:
         if request.seed is None:
             seed = defaults.seed if defaults.same_seed else seed_of(defaults.seed, entry.row)
             request = request.replace(seed=seed)
-        return Wish(entry.row, entry.line, model.strip(), request, extra=extra)
+        return Wish(entry.row, entry.line, model.strip(), request, None, extra, request.prompt)
     except InvalidRequest as error:
-        return Wish(entry.row, entry.line, str(model), None, told(error), extra)
+        given = {plain(name): value for name, value in entry.fields.items()}.get("prompt")
+        prompt = given if isinstance(given, str) else None
+        return Wish(entry.row, entry.line, str(model), None, told(error), extra, prompt)
 
 
 def told(error: Exception) -> dict[str, str]:

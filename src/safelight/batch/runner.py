@@ -90,7 +90,7 @@ class Options:
     seed: int | None = None
     same_seed: bool = False
     ignore: bool = False
-    saving: Saving = Saving()
+    saving: Saving = field(default_factory=Saving)
     lasting: Mapping[str, Any] = field(default_factory=dict)
     restart: bool = False
     again: bool = False
@@ -318,7 +318,8 @@ class Run:
                 continue
             have = frozenset(self.book.partial.get(entry.row, ()))
             light = replace(wish, request=_without_pictures(wish.request))
-            waiting[entry.row] = light, set(range(wish.request.count)) - have
+            left: set[int | None] = set(range(wish.request.count))
+            waiting[entry.row] = light, left - have
             yield Task(entry.row, wish.request, have)
 
     def _tell(self, summary: Summary) -> None:

@@ -76,7 +76,7 @@ class Table:
     digest: str
 
     def __iter__(self) -> Iterator[Entry]:
-        """The rows, in order. Memory is bounded by the longest of them (of a .json: by the file)."""
+        """The rows, in order; one at a time in memory, but for a .json, which is read whole."""
         return _READERS[self.kind](self.path)
 
 

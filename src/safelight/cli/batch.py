@@ -113,9 +113,12 @@ def command(
         "local"
     ),
     workers: Annotated[int, typer.Option("--workers", min=1, help="Of Ray.")] = 1,
+    worker_cpus: Annotated[
+        int, typer.Option("--worker-cpus", min=1, help="Cores of each, as Ray counts them.")
+    ] = 1,
     ray_address: Annotated[
         str | None,
-        typer.Option("--ray-address", help="A running Ray cluster. [default: a new one]"),
+        typer.Option("--ray-address", help="Of a running cluster. [default: a new one]"),
     ] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Forget what the folder holds of an earlier run.")
@@ -130,10 +133,8 @@ def command(
         bool, typer.Option("--page/--no-page", help="An index.html of the pictures.")
     ] = True,
     as_csv: Annotated[bool, typer.Option("--csv", help="Also a manifest.csv.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Print the manifest's path.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only the manifest's path.")] = False,
 ) -> None:
     """Make the pictures of a file of requests, one request a row.
 
@@ -216,7 +217,13 @@ def command(
         from safelight.batch.onray import OnRay
 
         maker: Maker = OnRay(
-            given, saving, live=live, workers=workers, address=ray_address, steady=deterministic
+            given,
+            saving,
+            live=live,
+            workers=workers,
+            cpus=worker_cpus,
+            address=ray_address,
+            steady=deterministic,
         )
     else:
         maker = runner.Local(given, saving, live=live, heard=telling.loaded)
@@ -322,7 +329,7 @@ def _leave(summary: Summary, *, as_json: bool, quiet: bool) -> None:
     from safelight.batch import ledger
 
     manifest = summary.folder / ledger.MANIFEST
-    speed = summary.made / max(summary.seconds, 1e-6)
+    now = f", {summary.made} of them now, in {summary.seconds:.1f} s" if summary.made else ""
     if as_json:
         document = {
             "schema": 1,
@@ -348,8 +355,7 @@ def _leave(summary: Summary, *, as_json: bool, quiet: bool) -> None:
         counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.statuses.items()))
         say.print(
             f"{summary.finished} of {summary.total} rows ({counts or 'none yet'}), "
-            f"{summary.pictures} pictures; {summary.made} in {summary.seconds:.1f} s "
-            f"({speed:.1f} pictures/s); seed {summary.seed}",
+            f"{summary.pictures} pictures{now}; seed {summary.seed}",
             soft_wrap=True,
         )
         for record in _failures(summary):
