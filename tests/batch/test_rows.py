@@ -159,9 +159,7 @@ def test_pictures_lie_beside_the_file(tmp_path: Path) -> None:
         ({"prompt": "a", "sampler": "magic"}, "sampler", "magic"),
     ],
 )
-def test_a_wrong_row_says_so(
-    tmp_path: Path, given: dict[str, Any], field: str, words: str
-) -> None:
+def test_a_wrong_row_says_so(tmp_path: Path, given: dict[str, Any], field: str, words: str) -> None:
     for typed in (True, False):
         found = understood(given, tmp_path, typed=typed)
         if typed and isinstance(given.get("sampler_options"), str):

@@ -57,7 +57,7 @@ def test_every_kind_gives_the_same_rows(tmp_path: Path, ending: str) -> None:
 
 def test_text_is_a_prompt_a_line(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
-    path.write_text("# my prompts\n\na dog's red cube\n  --prompt \"a --big cone\" --steps 20\n")
+    path.write_text('# my prompts\n\na dog\'s red cube\n  --prompt "a --big cone" --steps 20\n')
     table = open_table(path)
     assert [(e.line, dict(e.fields)) for e in table] == [
         ("line 3", {"prompt": "a dog's red cube"}),

@@ -22,6 +22,7 @@ from safelight.request import Outcome
 log = logging.getLogger(__name__)
 
 _WAITING = 64  # pictures that may wait to be written
+_TOGETHER = 8  # pictures that are made durable by one line of the manifest
 _ENDINGS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 GOOD = (Outcome.ok, Outcome.nan_recovered)
 FLAGGED = (Outcome.nsfw, Outcome.rejected)
@@ -83,7 +84,7 @@ class Keeper:
             ended = False
             while not ended:
                 items = [self._queue.get()]
-                while len(items) < _WAITING:
+                while len(items) < _TOGETHER and items[-1] is not None:
                     try:
                         items.append(self._queue.get_nowait())
                     except queue.Empty:

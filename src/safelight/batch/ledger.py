@@ -220,6 +220,14 @@ def records(folder: Path) -> Iterator[Record]:
     return (record for _, record in _lines(folder / MANIFEST, mend=False))
 
 
+def waiting(folder: Path) -> Iterator[Record]:
+    """The rows that are finished and wait for earlier ones, after the run has ended."""
+    last = sum(1 for _ in _lines(folder / MANIFEST, mend=False))
+    for _, entry in _lines(folder / PROGRESS, mend=False):
+        if "record" in entry and entry["row"] > last:
+            yield entry["record"]
+
+
 def _lines(path: Path, *, mend: bool = True) -> Iterator[tuple[tuple[int, int], Record]]:
     """The whole lines of a file, each with its place and length; half a line at the end is cut
     off."""

@@ -221,10 +221,10 @@ class Run:
     def _same_weights(self, model: str, digest: str | None) -> None:
         """Refuse weights that are not those that the run was begun with."""
         known = self.state["models"].get(model)
-        if known is None and digest is not None:
+        if known is None and digest:
             self.state["models"][model] = digest
             ledger.write_state(self.options.folder, self.state)
-        elif digest is not None and known != digest:
+        elif digest and known != digest:
             raise SafelightError(
                 f"{model}: its weights have changed since this folder was begun. "
                 "Use another folder, or start over with --restart."
@@ -327,7 +327,7 @@ class Run:
         o = self.options
         made = page.Page(o.folder, title=o.file.name) if o.page else None
         sheet = page.Sheet(o.folder) if o.csv else None
-        for record in ledger.records(o.folder):
+        for record in itertools.chain(ledger.records(o.folder), ledger.waiting(o.folder)):
             summary.statuses[record["status"]] += 1
             summary.pictures += len(record["files"])
             summary.missing += sum(not (o.folder / name).exists() for name in record["files"])

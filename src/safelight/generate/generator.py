@@ -325,7 +325,8 @@ class Generator:
                 if job.picture is not None:
                     job.picture.cancel()
         # Another call on this thread, or another thread, may have made the last tick.
-        worked = not answers.empty() or engine.advance()
+        ready = any(job.picture is not None and job.picture.done for job in waiting)
+        worked = ready or not answers.empty() or engine.advance()
         # Looked up first: whatever a finished picture had to tell is in the queue by then.
         finished = [j for j in waiting if j.picture is not None and j.picture.done]
         for job, answered in _heard(answers, wait=not worked and not finished):
