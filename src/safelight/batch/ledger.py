@@ -24,6 +24,8 @@ from safelight.errors import InvalidRequest, SafelightError
 SCHEMA = 1
 KIND = "safelight.batch"
 STATE, MANIFEST, PROGRESS, LOCK = "batch.json", "manifest.jsonl", "progress.jsonl", ".batch.lock"
+FAILED = ("failed", "partial")
+"""Statuses of rows with a picture missing."""
 
 Record = dict[str, Any]
 
@@ -258,18 +260,18 @@ def _without_failures(folder: Path) -> None:
     """The manifest up to its first failure; what is good behind it waits for its turn again."""
     keep, kept, early = 0, True, bytearray()
     waiting = [entry for _, entry in _lines(folder / PROGRESS)]
+    bad = {e["row"] for e in waiting if e.get("record", {}).get("status") in FAILED}
     last = 0
     for (at, length), record in _lines(folder / MANIFEST):
         last = record["row"]
-        failed = record.get("status") in ("failed", "partial")
+        failed = record.get("status") in FAILED
         kept = kept and not failed
         if kept:
             keep = at + length
         elif not failed:
             early += line_of({"row": record["row"], "record": record})
     for entry in waiting:
-        failed = entry.get("record", {}).get("status") in ("failed", "partial")
-        if entry["row"] > last and not failed:
+        if entry["row"] > last and entry["row"] not in bad:
             early += line_of(entry)
     # First what is kept, then what is taken away: killed between the two, nothing has happened.
     write(folder / PROGRESS, bytes(early))

@@ -20,7 +20,13 @@ from typing import Any
 
 from safelight.batch.rows import weight
 from safelight.batch.window import Made, Saving, Task, Window
-from safelight.errors import MissingExtra, ModelNotFound, SafelightError
+from safelight.errors import (
+    InvalidRequest,
+    MissingExtra,
+    ModelNotFound,
+    SafelightError,
+    WeightsError,
+)
 from safelight.generate import Cancel, Generator, load
 
 log = logging.getLogger(__name__)
@@ -84,7 +90,7 @@ class OnRay:
         if ray.is_initialized():
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         try:
             if self._address is not None:
                 ray.init(address=self._address, **quiet)
@@ -162,7 +168,8 @@ class Worker:
         try:
             self._window = Window(loader(model, **machine), saving, live=live)
         except SafelightError as error:  # told, because raised it would be tried again for ever
-            kind = ModelNotFound if isinstance(error, ModelNotFound) else SafelightError
+            of_the_model = isinstance(error, ModelNotFound | WeightsError | InvalidRequest)
+            kind = ModelNotFound if of_the_model else SafelightError
             self._error = pickle.dumps(kind(str(error)))
         if steady:
             import torch

@@ -18,7 +18,7 @@ from safelight.batch.ledger import Ledger, Record
 from safelight.batch.rows import Defaults, Wish
 from safelight.batch.table import open_table
 from safelight.batch.window import Made, Saving, Task, Window
-from safelight.errors import InvalidRequest, ModelNotFound, SafelightError
+from safelight.errors import InvalidRequest, ModelNotFound, SafelightError, WeightsError
 from safelight.generate import Cancel, Generator, load
 from safelight.inputs import PictureInput
 
@@ -282,7 +282,7 @@ class Run:
         everything = itertools.chain([first], tasks)
         try:
             pictures = maker.make(model, everything, cancel)
-        except (ModelNotFound, InvalidRequest) as error:
+        except (ModelNotFound, WeightsError, InvalidRequest) as error:
             if model == self.options.model.strip():
                 raise
             problem = {"field": "model", "problem": str(error), "fix": ""}

@@ -382,5 +382,5 @@ def _failures(summary: Summary) -> list[dict[str, Any]]:
 
     if not summary.failed:
         return []
-    failed = (r for r in ledger.records(summary.folder) if r["status"] in ("failed", "partial"))
+    failed = (r for r in ledger.records(summary.folder) if r["status"] in ledger.FAILED)
     return [record for record, _ in zip(failed, range(_SHOWN), strict=False)]
