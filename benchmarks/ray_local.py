@@ -3,7 +3,8 @@
     python -m benchmarks.ray_local [--rows 16]
 
 Not a measurement but a trial of the real thing, too slow for the tests: prints what it did, and
-fails where a picture is lost, doubled or another one than without Ray. Needs ``safelight[serve,ray]``.
+fails where a picture is lost, doubled or another one than without Ray. Needs the extras ``serve``
+and ``ray``.
 """
 
 from __future__ import annotations
