@@ -3,10 +3,10 @@
     python -m benchmarks.batch
 
 64 rows of different prompts, seeds, steps and guidance scales, as `safelight batch` runs them: from
-the file to synced pictures and a manifest. *Uniform* is as many pictures of one prompt with the mean
-of the steps, in one call of :meth:`Generator.generate`, each encoded but kept nowhere: the best that
-the engine can do. *diffusers* is one call of its pipeline a row, on the same exported weights, each
-picture saved as PNG. All in turns, in one process.
+the file to synced pictures and a manifest. *Uniform* is as many pictures of one prompt with the
+mean of the steps, in one call of :meth:`Generator.generate`, each encoded but not kept: the best
+that the engine can do. *diffusers* is one call of its pipeline a row, on the same exported weights,
+each picture saved as PNG. All in turns, in one process.
 """
 
 from __future__ import annotations

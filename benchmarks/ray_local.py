@@ -33,6 +33,7 @@ def main() -> None:
     options = parser.parse_args()
     import ray
 
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(
         address="local",
         num_cpus=4,
