@@ -32,6 +32,7 @@ PAGES = (
     "docs/migrate.md",
     "docs/systems.md",
     "docs/safety.md",
+    "docs/batch.md",
 )
 
 PLACEHOLDERS = {
@@ -60,6 +61,9 @@ PARSED_ONLY = {
     "safelight data dedup PATH": "needs a data set",
     "safelight data index PATH -o INDEX": "needs a data set",
     "safelight data search INDEX": "needs an index",
+    "safelight batch prompts.csv -o pictures-of-ray --engine ray --workers 4 --ray-address auto": (
+        "needs a cluster"
+    ),
     "safelight verify outputs/00001-7.png --trust authority.pem": "needs an authority",
 }
 """Line (what is in brackets left out) -> why it is not run."""
@@ -188,6 +192,10 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Model) -> Path:
         for k in range(2):
             picture = photo(64, 64).rotate(90 * k)
             (picture if "unsafe" in folder else result.image).save(f"{folder}/{k}.png")
+    for language, block in fences("docs/batch.md"):
+        if language in ("csv", "text"):
+            ending = language.replace("text", "txt")
+            Path(f"prompts.{ending}").write_text(re.sub(r"\b(25|12)\b", "2", block))
     Path("concepts.txt").write_text("a red cube\nspecial: a cone\n", encoding="utf-8")
     return tmp_path
 

@@ -7,6 +7,8 @@ that, and whoever makes its pictures again gives the file again.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import io
 import os
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 MAX_BYTES = 256 * 2**20
 """Larger files are refused unread."""
 _DIGEST = re.compile(r"(sha256|pixels):[0-9a-f]{64}")
+_DATA_URL = re.compile(r"data:[\w.+-]+/[\w.+-]+(;[\w=.-]+)*;base64,", re.IGNORECASE)
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
@@ -102,6 +105,18 @@ def picture_input(value: Any) -> PictureInput:
     raise ValueError(
         f"must be a path, a file's bytes, a PIL picture or an array, not {type(value).__name__}."
     )
+
+
+def decoded(text: str) -> bytes:
+    """A picture's bytes from base64 or a data URL.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        return base64.b64decode(_DATA_URL.sub("", text.strip(), count=1), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("is not base64.") from None
 
 
 def is_digest(value: object) -> bool:

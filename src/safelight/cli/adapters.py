@@ -5,36 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from safelight.errors import InvalidRequest
 from safelight.request import GenerateRequest
-from safelight.store.registry import ENDINGS, Registry
+from safelight.store.registry import Registry, scaled, worded
 
-
-def scaled(texts: Sequence[str]) -> tuple[tuple[str, float], ...]:
-    """``FILE``, ``FILE:0.8`` and names, to (name, scale)."""
-    return tuple(_scaled(text) for text in texts)
-
-
-def _scaled(text: str) -> tuple[str, float]:
-    name, colon, tail = text.rpartition(":")
-    try:
-        return (name, float(tail)) if colon else (text, 1.0)
-    except ValueError:
-        if "\\" in tail or "/" in tail or tail.endswith(ENDINGS):
-            return text, 1.0  # C:\\style.safetensors
-        raise InvalidRequest("lora", f"{tail!r} is not a number.", "Write FILE:0.8.") from None
-
-
-def worded(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """``FILE``, ``FILE:WORD`` and names, to (name, word)."""
-    return tuple(_worded(text) for text in texts)
-
-
-def _worded(text: str) -> tuple[str, str]:
-    name, colon, tail = text.rpartition(":")
-    if not colon or "\\" in tail or "/" in tail or tail.endswith(ENDINGS):
-        return text, ""
-    return name, tail
+__all__ = ["folders", "scaled", "worded"]
 
 
 def folders(

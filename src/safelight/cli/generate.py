@@ -334,7 +334,7 @@ def shoot(
         from safelight.generate import load
 
         if request.deterministic:
-            _steady()
+            steady()
         generator = load(model, **machine)
         (request,) = generator.requests(request=request)
     for note in generator.model.notes:
@@ -370,7 +370,7 @@ def _signer(key: Path | None, certificates: Path | None) -> Signer | None:
     return Signer.from_files(key, certificates)
 
 
-def _steady() -> None:
+def steady() -> None:
     """The process-wide part of ``--deterministic``, which only a command may set."""
     import torch
 

@@ -242,7 +242,7 @@ class Generator:
 
     def _stream(self, jobs: list[_Job], cancel: Cancel) -> Iterator[Event]:
         clock = Clock(sum(job.course.calls for job in jobs))
-        size = self._micro_batch or _micro_batch(self.model, [job.request for job in jobs])
+        size = self._micro_batch or micro_batch(self.model, [job.request for job in jobs])
         refused = self._refused(jobs) if not cancel.is_set else {}
         for job, reason in refused.items():
             yield self._result(job, _Group([job]), Outcome.rejected, reason)
@@ -325,7 +325,8 @@ class Generator:
                 if job.picture is not None:
                     job.picture.cancel()
         # Another call on this thread, or another thread, may have made the last tick.
-        worked = not answers.empty() or engine.advance()
+        ready = any(job.picture is not None and job.picture.done for job in waiting)
+        worked = ready or not answers.empty() or engine.advance()
         # Looked up first: whatever a finished picture had to tell is in the queue by then.
         finished = [j for j in waiting if j.picture is not None and j.picture.done]
         for job, answered in _heard(answers, wait=not worked and not finished):
@@ -485,7 +486,7 @@ def _heard(answers: Answers, *, wait: bool) -> Iterator[tuple[_Job, Answered]]:
         return
 
 
-def _micro_batch(model: Model, requests: Sequence[GenerateRequest]) -> int:
+def micro_batch(model: Model, requests: Sequence[GenerateRequest]) -> int:
     """How many pictures share a call: eight of 128 pixels a side on a CPU, where more gain nothing,
     and one of 512, so that the first picture is there early."""
     side = model.spec.vae.factor

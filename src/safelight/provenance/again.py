@@ -102,7 +102,7 @@ def replay(path: str | Path, again: Again) -> Replay:
     result = again(request)[index]
     changes = [*_changes(record, result.metadata), *provenance.notes]
     same_plan = record.get("plan_digest") == result.metadata.get("plan_digest")
-    if record and record["batch"]["size"] > 1 and not record["batch"]["alike"]:
+    if record and not record["batch"]["alike"]:
         changes.append("it was made together with other requests' pictures")
     with Image.open(path) as file:
         lossy = file.format in LOSSY

@@ -101,7 +101,7 @@ def metadata(
         moderation: what a moderation service said.
     """
     index, size, alike = batch
-    made_on = plan(model, size if alike or size == 1 else "mixed")
+    made_on = plan(model, size if alike else "mixed")
     if cheaper:
         made_on["cheaper"] = list(cheaper)
     if model.checker is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import contextlib
 import io
 import re
@@ -13,12 +12,11 @@ from typing import Any
 
 from PIL import Image
 
-from safelight import provenance
+from safelight import inputs, provenance
 from safelight.errors import InvalidRequest
 from safelight.request import ImageResult
 from safelight.serve.jobs import Job
 
-_DATA_URL = re.compile(r"data:[\w.+-]+/[\w.+-]+(;[\w=.-]+)*;base64,", re.IGNORECASE)
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "jpg": "JPEG", "webp": "WEBP"}
 TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 
@@ -36,11 +34,10 @@ def picture(value: Any, field: str) -> bytes:
         raise InvalidRequest(field, "must be a picture: base64, a data URL or an upload.")
     if re.match(r"https?://", value, re.IGNORECASE):
         raise InvalidRequest(field, "is an address; this server fetches none.", "Send the picture.")
-    text = _DATA_URL.sub("", value.strip(), count=1)
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidRequest(field, "is not base64.", "Send base64, or a data URL.") from None
+        return inputs.decoded(value)
+    except ValueError as error:
+        raise InvalidRequest(field, str(error), "Send base64, or a data URL.") from None
 
 
 def format_of(name: Any, field: str = "output_format") -> str:

@@ -5,7 +5,7 @@ A name is a file's path below one of the folders, without its ending: ``style`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from safelight.errors import InvalidRequest
@@ -106,3 +106,33 @@ class Registry:
 def _without_ending(name: str) -> str:
     path = Path(name)
     return path.with_suffix("").as_posix() if path.suffix.lower() in ENDINGS else name
+
+
+# -- how people write adapters in one word --------------------------------------------------------
+
+
+def scaled(texts: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """``FILE``, ``FILE:0.8`` and names, to (name, scale)."""
+    return tuple(_scaled(text) for text in texts)
+
+
+def _scaled(text: str) -> tuple[str, float]:
+    name, colon, tail = text.rpartition(":")
+    try:
+        return (name, float(tail)) if colon else (text, 1.0)
+    except ValueError:
+        if "\\" in tail or "/" in tail or tail.endswith(ENDINGS):
+            return text, 1.0  # C:\\style.safetensors
+        raise InvalidRequest("lora", f"{tail!r} is not a number.", "Write FILE:0.8.") from None
+
+
+def worded(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """``FILE``, ``FILE:WORD`` and names, to (name, word)."""
+    return tuple(_worded(text) for text in texts)
+
+
+def _worded(text: str) -> tuple[str, str]:
+    name, colon, tail = text.rpartition(":")
+    if not colon or "\\" in tail or "/" in tail or tail.endswith(ENDINGS):
+        return text, ""
+    return name, tail
