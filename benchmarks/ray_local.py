@@ -92,8 +92,9 @@ def batch(scratch: Path, count: int) -> None:
 
 def replicas() -> None:
     """Two replicas behind one address answer a client."""
-    from deploy import ray_serve
     from ray import serve
+
+    from deploy import ray_serve
 
     serve.start(http_options={"host": "127.0.0.1", "port": 8123})
     serve.run(ray_serve.app({"model": "tiny", "replicas": 2}), name="safelight")
