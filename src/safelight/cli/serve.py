@@ -28,6 +28,26 @@ def command(
         list[str] | None,
         typer.Option("--api-key", envvar="SAFELIGHT_API_KEY", help="Who may ask; several times."),
     ] = None,
+    keys: Annotated[
+        str | None,
+        typer.Option(
+            "--keys", envvar="SAFELIGHT_KEYS", help="TOML file of keys, priorities and quotas."
+        ),
+    ] = None,
+    load: Annotated[
+        str,
+        typer.Option("--load", help="start: every model at the start; lazy: the first."),
+    ] = "lazy",
+    memory: Annotated[
+        float | None,
+        typer.Option("--memory", help="GiB beyond which idle models are unloaded."),
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure/--no-measure", help="Choose the size of network calls by measuring, once."
+        ),
+    ] = True,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps.")] = None,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32, float16, bfloat16.")
@@ -43,8 +63,13 @@ def command(
         typer.Option("--embedding-dir", help="Folder of textual inversions that may be named."),
     ] = None,
     live: Annotated[
-        int, typer.Option("--live", min=1, help="Most pictures that share the networks.")
-    ] = 8,
+        int | None,
+        typer.Option("--live", min=1, help="Most pictures that share the networks. [as measured]"),
+    ] = None,
+    patience: Annotated[
+        float,
+        typer.Option("--patience", min=1, help="Seconds after which a job is not overtaken."),
+    ] = 60.0,
     queue_seconds: Annotated[
         float, typer.Option("--queue-seconds", min=1, help="Work that may wait, in seconds.")
     ] = 600.0,
@@ -60,6 +85,9 @@ def command(
         float,
         typer.Option("--drain-seconds", min=0, help="How long accepted work may end at a stop."),
     ] = 60.0,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Log one JSON object a line.")
+    ] = False,
 ) -> None:
     """Serve models over HTTP: jobs, OpenAI's Images API, DeepInfra's and AzureML's calls.
 
@@ -68,13 +96,18 @@ def command(
     try:
         import uvicorn
 
+        from safelight.serve import logs
         from safelight.serve.app import create_app
         from safelight.serve.house import Settings
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("safelight"):
             raise
         raise MissingExtra("the server", "serve") from error
-    if host not in ("127.0.0.1", "localhost", "::1") and not api_key:
+    if load not in ("lazy", "start"):
+        raise InvalidRequest("load", f"{load!r} is unknown.", "lazy or start.")
+    if memory is not None and not memory > 0:
+        raise InvalidRequest("memory", f"must be above 0, not {memory:g}.")
+    if host not in ("127.0.0.1", "localhost", "::1") and not (api_key or keys):
         show.words().print(
             "Anyone who reaches this port may use it: no --api-key was given.", style="yellow"
         )
@@ -88,7 +121,12 @@ def command(
         lora_dir=tuple(lora_dir or ()),
         embedding_dir=tuple(embedding_dir or ()),
         api_keys=tuple(api_key or ()),
+        keys=keys,
+        load="start" if load == "start" else "lazy",
+        memory=memory,
+        measure=measure,
         live=live,
+        patience=patience,
         queue_seconds=queue_seconds,
         max_count=max_count,
         max_steps=max_steps,
@@ -96,4 +134,12 @@ def command(
         drain_seconds=drain_seconds,
     )
     show.words().print(f"http://{host}:{port} serves {', '.join(settings.models)}", markup=False)
-    uvicorn.run(create_app(settings), host=host, port=port, log_level="info", access_log=False)
+    uvicorn.run(
+        create_app(settings),
+        host=host,
+        port=port,
+        log_config=logs.config(as_json=log_json),
+        access_log=False,
+        # A client that does not read its answer must not keep the server from stopping.
+        timeout_graceful_shutdown=int(drain_seconds) + 5,
+    )

@@ -169,9 +169,10 @@ async def _made(
     jobs: dict[str, Job] = request.app.state.a1111
     jobs[job.id] = job
     try:
-        await wire.finished(job, request.is_disconnected)
+        await wire.finished(job, request.receive)
     finally:
         jobs.pop(job.id, None)
+        house.forget(job.id)
     if job.error is not None:
         raise job.error
     results = [result for result in job.pictures if result.image is not None]

@@ -20,6 +20,7 @@ from safelight.errors import InvalidRequest
 from safelight.request import ALIASES, GenerateRequest, ImageResult, Outcome
 from safelight.serve import wire
 from safelight.serve.dialects import house_of, json_body, shown, submitted, unknown, waited
+from safelight.serve.house import House
 from safelight.serve.jobs import Job
 
 router = APIRouter(prefix="/v1", tags=["openai"])
@@ -162,9 +163,9 @@ async def _made(request: Request, fields: dict[str, Any], kind: str) -> Response
         made = made.replace(preview_every=max(1, (made.steps or 25) // (partial + 1)))
     job = await submitted(request, [made], fields.get("model"), format=format)
     if stream:
-        told = _streamed(job, kind, format, quality, partial)
+        told = _streamed(house_of(request), job, kind, format, quality, partial)
         return StreamingResponse(told, media_type="text/event-stream")
-    results = shown(await waited(request, job))
+    results = shown(await waited(request, job, keep=fields.get("response_format") == "url"))
     return JSONResponse(_body(request, job, results, format, quality, fields))
 
 
@@ -222,6 +223,18 @@ def _usage(job: Job) -> dict[str, Any]:
 
 
 async def _streamed(
+    house: House, job: Job, kind: str, format: str, quality: int | None, partial: int
+) -> AsyncIterator[str]:
+    """The job's events; it is cancelled when nobody listens any more."""
+    try:
+        async for told in _events(job, kind, format, quality, partial):
+            yield told
+    finally:
+        job.cancel()
+        house.forget(job.id)
+
+
+async def _events(
     job: Job, kind: str, format: str, quality: int | None, partial: int
 ) -> AsyncIterator[str]:
     """Partial pictures, then each whole one, then ``[DONE]``."""
