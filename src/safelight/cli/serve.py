@@ -133,7 +133,9 @@ def command(
         data_dir=data,
         drain_seconds=drain_seconds,
     )
-    show.words().print(f"http://{host}:{port} serves {', '.join(settings.models)}", markup=False)
+    if not log_json:
+        told = f"http://{host}:{port} serves {', '.join(settings.models)}"
+        show.words().print(told, markup=False)
     uvicorn.run(
         create_app(settings),
         host=host,

@@ -15,10 +15,11 @@ from typing import Any
 
 from safelight.errors import SafelightError
 from safelight.generate import Cancel, Event, Preview, Progress
-from safelight.request import GenerateRequest, ImageResult
+from safelight.request import GenerateRequest, ImageResult, Outcome
 
 log = logging.getLogger(__name__)
 
+_FAILED = (Outcome.error, Outcome.out_of_memory, Outcome.nan)
 _NUMBERS = itertools.count()
 
 
@@ -133,8 +134,8 @@ class Job:
 
     def end(self, error: Exception | None = None) -> None:
         """Final, one way or the other."""
-        self.error, self.completed = error, time.time()
-        status = Status.completed
+        self.error, self.completed = error or self._failure(), time.time()
+        error, status = self.error, Status.completed
         if error is not None:
             status = Status.failed
         elif self.cancel_token.is_set and len(self._good()) < self.count:
@@ -148,6 +149,13 @@ class Job:
                 self.error, status = self.error or failure, Status.failed
         self.status = status
         self._tell()
+
+    def _failure(self) -> SafelightError | None:
+        """Why there is no picture at all, where that is a failure."""
+        if not self.results or any(each.outcome not in _FAILED for each in self.results):
+            return None
+        first = self.pictures[0]
+        return SafelightError(f"{first.outcome}: {first.message}")
 
     def _good(self) -> list[ImageResult]:
         return [result for result in self.results if str(result.outcome) != "cancelled"]

@@ -1,20 +1,24 @@
-"""What the server counts, for Prometheus."""
+"""What the server counts, for Prometheus; and a line in the log for every job that has ended."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from safelight.serve import logs
 from safelight.serve.jobs import Job
 from safelight.serve.memory import device_bytes, resident_bytes
 from safelight.serve.worker import Watch
 
 if TYPE_CHECKING:
     from safelight.serve.worker import Worker
+
+log = logging.getLogger(__name__)
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
@@ -69,6 +73,7 @@ class Metrics(Watch):
         self.lasted.labels(job.model).observe((job.completed or time.time()) - job.created)
         for result in job.results:
             self.pictures.labels(job.model, str(result.outcome)).inc()
+        logs.event(log, "job", **_told(job))
 
     # -- read ----------------------------------------------------------------------------------
 
@@ -102,3 +107,19 @@ class Metrics(Watch):
         self, name: str, help: str, *labels: str, of: tuple[float, ...] = _SECONDS
     ) -> Histogram:
         return Histogram(f"safelight_{name}", help, labels, buckets=of, registry=self.registry)
+
+
+def _told(job: Job) -> dict[str, Any]:
+    """A job that has ended, for the log."""
+    done, began = job.completed or 0.0, job.started or job.completed or 0.0
+    return {
+        "job": job.id,
+        "request_id": job.origin or None,
+        "key": job.asker or None,
+        "model": job.model,
+        "outcome": str(job.status),
+        "pictures": {str(each.seed): str(each.outcome) for each in job.pictures},
+        "steps": sum(request.steps or 0 for request in job.requests),
+        "queue_seconds": round(began - job.created, 4),
+        "seconds": round(done - began, 4),
+    }
