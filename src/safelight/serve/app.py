@@ -128,9 +128,14 @@ async def _answer(request: Request, error: Exception) -> Response:
     if status >= 400:
         house.metrics.refused.labels(code).inc()
         request.state.code = code
-    response = error_body(request, status, code, message, field)
+    response = error_body(request, status, code, _short(message), field)
     response.headers.update(headers)
     return response
+
+
+def _short(message: str) -> str:
+    """What was sent may be in it."""
+    return message if len(message) <= 1000 else f"{message[:997]}..."
 
 
 def error_body(request: Request, status: int, code: str, message: str, field: str) -> Response:

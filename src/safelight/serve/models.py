@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from safelight.errors import ModelNotFound
+from safelight.errors import InvalidRequest, ModelNotFound
+from safelight.fields import shown
 from safelight.generate import Generator
 from safelight.serve import logs, memory
 from safelight.serve.turns import Turns
@@ -56,15 +57,18 @@ class Models:
 
         Raises:
             ModelNotFound: none of them; the message lists them.
+            InvalidRequest: it is no name at all.
         """
-        if not model:
+        if model is None or model == "":
             return self.names[0]
+        if not isinstance(model, str):
+            raise InvalidRequest("model", f"must be a name, not {shown(model)}.")
         wanted = model.strip().rstrip("/").lower()
         for name in self.names:
             plain = name.rstrip("/").lower()
             if wanted in (plain, plain.rsplit("/", 1)[-1]):
                 return name
-        raise ModelNotFound(f"no model {model!r} here; there are {', '.join(self.names)}")
+        raise ModelNotFound(f"no model {shown(model)} here; there are {', '.join(self.names)}")
 
     def loaded(self) -> dict[str, Worker]:
         """Those in memory."""

@@ -7,6 +7,7 @@ and its reader.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -28,6 +29,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 OPEN = ("/healthz", "/readyz")
 """Paths that need no key: whoever watches the server has none."""
+_LINGER = 5.0  # seconds
 _DIALECTS = {"/v1/inference": "deepinfra", "/score": "azureml", "/sdapi/": "a1111"}
 _NATIVE = ("/v1/jobs", "/v1/capabilities")
 
@@ -40,6 +42,17 @@ def dialect(path: str) -> str:
     if path.startswith(_NATIVE):
         return "native"
     return "openai" if path.startswith("/v1/") else "server"
+
+
+async def _rest(receive: Receive, error: Exception) -> None:
+    """Read on for a while what was too much, and let it go: a client that is still sending would
+    see a broken connection instead of the answer."""
+    if getattr(error, "status_code", 0) not in (401, 413):
+        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER):
+            while (await receive()).get("more_body", False):
+                pass
 
 
 @dataclass
@@ -94,6 +107,7 @@ class Outside:
                 if seen.sent or seen.gone:  # too late to say so; or nobody to say it to
                     log.warning("request %s broke off", request.state.id, exc_info=not seen.gone)
                 else:
+                    await _rest(receive, error)
                     await (await self.answer(request, error))(scope, inside, sending)
             finally:
                 name = "" if asker is None else asker.name

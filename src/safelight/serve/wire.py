@@ -15,6 +15,7 @@ from PIL import Image
 
 from safelight import provenance
 from safelight.errors import InvalidRequest
+from safelight.fields import shown
 from safelight.request import ImageResult
 from safelight.serve.jobs import Job
 
@@ -49,9 +50,9 @@ def format_of(name: Any, field: str = "output_format") -> str:
     Raises:
         InvalidRequest: an unknown one.
     """
-    found = FORMATS.get(str(name or "png").lower())
+    found = FORMATS.get(str("png" if name in (None, "") else name).lower())
     if found is None:
-        raise InvalidRequest(field, f"{name!r} is unknown.", "png, jpeg or webp.")
+        raise InvalidRequest(field, f"{shown(name)} is unknown.", "png, jpeg or webp.")
     return found
 
 

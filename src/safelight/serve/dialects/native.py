@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from safelight import names, provenance
 from safelight.errors import InvalidRequest, SafelightError
+from safelight.fields import shown
 from safelight.request import GenerateRequest, ImageResult
 from safelight.serve import wire
 from safelight.serve.dialects import house_of, json_body
@@ -278,6 +279,6 @@ def _number(fields: dict[str, Any], name: str) -> float | None:
     value = fields.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise InvalidRequest(name, f"must be a number from 0 on, not {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e9:
+        raise InvalidRequest(name, f"must be a number from 0 to 1e9, not {shown(value)}.")
     return float(value)
