@@ -208,7 +208,7 @@ class House:
 
             def refund(ended: Job) -> None:
                 if ended.status.final:
-                    done = ended.progress.done if ended.progress else float(bool(ended.results))
+                    done = ended.progress.done if ended.progress else 0.0
                     charge.refund(ended.cost * (1 - done))
 
             job.listen(refund)
