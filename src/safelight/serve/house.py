@@ -153,6 +153,7 @@ class House:
         timeout: float | None = None,
         format: str = "PNG",
         on_accept: Callable[[Job], None] | None = None,
+        restored: bool = False,
     ) -> Job:
         """Check requests against the limits and the model, and queue them as one job.
 
@@ -162,6 +163,7 @@ class House:
             timeout: seconds after which nobody wants it any more, where it still waits.
             format: of the pictures' files.
             on_accept: called before the job is queued; may change it, or refuse it by raising.
+            restored: it was accepted before a restart: the queue's limit does not hold for it.
 
         Raises:
             InvalidRequest, ModelNotFound, Forbidden: before anything is queued.
@@ -185,10 +187,16 @@ class House:
             job.cost, job.origin = worker.cost(resolved), asked.id
             if asker is not None:
                 job.standing, job.asker = asker.rule.priority, asker.name
-            self._accept(job, worker, on_accept)
+            self._accept(job, worker, on_accept, restored)
         return job
 
-    def _accept(self, job: Job, worker: Worker, on_accept: Callable[[Job], None] | None) -> None:
+    def _accept(
+        self,
+        job: Job,
+        worker: Worker,
+        on_accept: Callable[[Job], None] | None,
+        restored: bool,
+    ) -> None:
         asker, charged = visit().asker, False
         try:
             if asker is not None:
@@ -197,7 +205,7 @@ class House:
             if on_accept is not None:
                 on_accept(job)  # may give it the id it had before a restart
             self._remember(job)
-            worker.submit(job)
+            worker.submit(job, limited=not restored)
         except Exception:
             self.forget(job.id)
             if asker is not None and charged:

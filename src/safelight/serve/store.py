@@ -124,6 +124,14 @@ class Store:
             (str(status), job.completed, json.dumps(told), job.id),
         )
 
+    def fail(self, kept: Kept, problem: str) -> None:
+        """Write that a job cannot be run any more, and why."""
+        told = {"id": kept.id, "model": kept.model, "status": "failed", "error": problem}
+        told |= {"url": f"/v1/jobs/{kept.id}", "results": []}
+        self._execute(
+            "UPDATE jobs SET status = 'failed', told = ? WHERE id = ?", (json.dumps(told), kept.id)
+        )
+
     def remove(self, name: str) -> None:
         """Forget a job and its pictures."""
         self._execute("DELETE FROM jobs WHERE id = ?", (name,))

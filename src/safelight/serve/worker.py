@@ -177,8 +177,11 @@ class Worker:
         with self._condition:
             return len(self._line), len(self._running)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Job, *, limited: bool = True) -> None:
         """Queue a job.
+
+        Args:
+            limited: whether the limit holds for it.
 
         Raises:
             Busy: more work waits than the limit, or than its deadline leaves time for; an empty
@@ -191,7 +194,7 @@ class Worker:
         with self._condition:
             if self._draining:
                 raise Draining("the server is shutting down.")
-            if waiting and waiting + job.cost > room and not job.late:
+            if limited and waiting and waiting + job.cost > room and not job.late:
                 raise Busy(waiting + job.cost - room)
             self.used = now
             self._line.push(

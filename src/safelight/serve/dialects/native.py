@@ -101,10 +101,14 @@ def accept(
             priority=int(priority or 0),
             format=wire.format_of(own.get("output_format")),
             on_accept=accepted,
+            restored=kept is not None,
         )
     except SafelightError:
         for undo in added:  # refused after all: it must not run after a restart
             undo()
+        known = store.by_key(key) if key and store is not None and not added else None
+        if known is not None:  # the same request, sent twice at once
+            return found(house, known.id)
         raise
     return told(house, job)
 
@@ -115,8 +119,10 @@ def restore(house: House) -> int:
     for kept in left:
         try:
             accept(house, kept.body, kept=kept)
-        except SafelightError:
+        except SafelightError as error:
             log.exception("job %s cannot be taken up again", kept.id)
+            if house.store is not None:
+                house.store.fail(kept, str(error))
     return len(left)
 
 
