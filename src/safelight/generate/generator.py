@@ -385,7 +385,7 @@ class Generator:
             return None
         try:
             with torch.inference_mode():
-                image = to_image(decode(self.model, answered.denoised()))
+                image = to_image(decode(self.model, answered.denoised(), self.breathe))
             return guard.preview(self.model, job.request, image, self.moderation)
         except (RuntimeError, MemoryError):  # a preview must never cost the picture
             log.warning("no preview of step %d", step, exc_info=True)

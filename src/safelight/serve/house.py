@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from safelight.request import GenerateRequest, ImageResult
 from safelight.serve import tuning
 from safelight.serve.admission import Limits, visit, within
 from safelight.serve.jobs import Draining, Job
-from safelight.serve.keys import Keys
+from safelight.serve.keys import Asker, Keys
 from safelight.serve.metrics import Metrics
 from safelight.serve.models import Models
 from safelight.serve.store import Store
@@ -197,29 +198,20 @@ class House:
         on_accept: Callable[[Job], None] | None,
         restored: bool,
     ) -> None:
-        asker, charged = visit().asker, False
+        asker = visit().asker
+        if asker is not None:
+            asker.charge(job.cost, self._waiting(asker.name))
+            job.listen(functools.partial(_refund, asker))
         try:
-            if asker is not None:
-                asker.charge(job.cost, self._waiting(asker.name))
-                charged = True
             if on_accept is not None:
                 on_accept(job)  # may give it the id it had before a restart
             self._remember(job)
             worker.submit(job, limited=not restored)
         except Exception:
             self.forget(job.id)
-            if asker is not None and charged:
+            if asker is not None:
                 asker.refund(job.cost)
             raise
-        if asker is not None:
-            charge = asker
-
-            def refund(ended: Job) -> None:
-                if ended.status.final:
-                    done = ended.progress.done if ended.progress else 0.0
-                    charge.refund(ended.cost * (1 - done))
-
-            job.listen(refund)
 
     def _waiting(self, asker: str) -> int:
         return sum(not job.status.final for job in self.jobs() if job.asker == asker)
@@ -270,6 +262,12 @@ class House:
         self.models.close(self.settings.drain_seconds)
         if self.store is not None:
             self.store.close()
+
+
+def _refund(asker: Asker, job: Job) -> None:
+    """What was charged for, and not done."""
+    if job.status.final:
+        asker.refund(job.cost * (1 - (job.progress.done if job.progress else 0.0)))
 
 
 def _bytes(job: Job) -> int:
