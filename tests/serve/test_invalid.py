@@ -4,6 +4,7 @@ name, and the server goes on."""
 from __future__ import annotations
 
 import base64
+import http.client
 import io
 import struct
 import zlib
@@ -376,6 +377,24 @@ def test_too_much(server: Client, path: str) -> None:
     answer = server.post(path, b" " * (8 * 2**20 + 1))
     assert answer.status == 413
     assert "8,388,608" in answer.data.decode()
+
+
+def chunked(server: Client, parts: list[bytes]) -> tuple[int, bytes]:
+    """A body whose length is not told beforehand."""
+    host = server.url.removeprefix("http://")
+    connection = http.client.HTTPConnection(host, timeout=30)
+    head = {"content-type": "application/json"}
+    connection.request("POST", "/v1/jobs", iter(parts), head, encode_chunked=True)
+    answer = connection.getresponse()
+    found = answer.status, answer.read()
+    connection.close()
+    return found
+
+
+def test_bodies_of_unknown_length_are_bounded_too(server: Client) -> None:
+    assert chunked(server, [b'{"prompt": "a cube",', b' "steps": 1}'])[0] == 202
+    status, told = chunked(server, [b" " * 2**20] * 9)
+    assert (status, b"8,388,608" in told) == (413, True)
 
 
 def form(fields: dict[str, str | bytes]) -> tuple[bytes, dict[str, str]]:
