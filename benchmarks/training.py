@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 
 from benchmarks import measure, tiny_model
-from safelight.model import FAMILY, Model
+from safelight.model import Model
+from safelight.shipped import FAMILY
 from safelight.train import loop
 from safelight.train.latent import LatentDiffusionObjective
 from safelight.train.pictures import key

@@ -25,6 +25,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from safelight.evaluate.metrics import psnr
+
 BITS, NEEDED = 32, 25
 SIZES = (128, 256, 512)
 PROMPTS = (
@@ -133,12 +135,6 @@ def pictures(size: int, count: int, folder: Path | None) -> list[Array]:
     return made
 
 
-def psnr(a: Array, b: Array) -> float:
-    """Peak signal-to-noise ratio in dB."""
-    error = np.mean((a.astype(float) - b) ** 2)
-    return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
-
-
 def measure(method: Method, images: list[Array], bits: Array) -> str:
     """A row of the table: how often the mark is found, and where there is none."""
 
@@ -153,7 +149,7 @@ def measure(method: Method, images: list[Array], bits: Array) -> str:
         marked = [method.write(image, bits) for image in images]
     except Exception as error:
         return f"refused: {str(error).splitlines()[0]}"
-    cells = [f"{np.mean([psnr(a, b) for a, b in zip(images, marked, strict=True)]):.1f} dB"]
+    cells = [f"{np.mean(psnr(np.stack(images), np.stack(marked))):.1f} dB"]
     for change in CHANGES.values():
         hits = [found(change(m), s) for m, s in zip(marked, sizes, strict=True)]
         cells.append(f"{100 * np.mean(hits):.0f} %")

@@ -22,7 +22,8 @@ RECORDS = {
 }
 COLUMNS = {"diffusion", "nets", "store", "text"}
 ASSEMBLY = {
-    *("model", "checker", "adapters", "convert", "parts", "conditioning", "runtime", "engine"),
+    *("model", "shipped", "checker", "adapters", "convert", "parts"),
+    *("conditioning", "runtime", "engine"),
 }
 RIVERS = {"generate", "batch", "safety", "provenance", "data", "train", "evaluate"}
 DOORS = {"serve", "ui", "compat", "cli", "__main__"}

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from safelight import shipped
 from safelight.errors import ModelNotFound
 from safelight.nets.safety_head import Cosines, SafetyHead, SafetyScores, adjusted_scores
 from safelight.spec import PictureSpec, SafetySpec
@@ -53,11 +54,16 @@ class Checker:
         dtype: torch.dtype = torch.float32,
         local_only: bool | None = None,
     ) -> Checker:
-        """Load a checker: its folder, that of a model that has one, or a hub id of either.
+        """Load a checker: a shipped one's name, a folder, that of a model that has one, or a hub
+        id of either.
 
         Raises:
             ModelNotFound, WeightsError: with what to do about it.
         """
+        found = shipped.read_checker(name)
+        if found is not None:
+            spec, head, digest = found
+            return cls(spec, head, f"shipped:{name}", digest).to(device, dtype)
         path = Path(name).expanduser()
         if path.exists():
             if find_checker(path) is None:

@@ -6,8 +6,6 @@ that ships inside the package, the local hub cache, and the network when it may 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import threading
 from collections import OrderedDict
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from safelight import cards
+from safelight import cards, shipped
 from safelight.checker import NO_CHECKER, Checker
 from safelight.conditioning.prior import PriorModel
 from safelight.diffusion.schedule import Schedule
@@ -30,18 +28,16 @@ from safelight.nets.clip import TextTower, VisionTower
 from safelight.nets.prior import Prior
 from safelight.nets.unet import UNet
 from safelight.nets.vae import VAE
+from safelight.parts import builders
 from safelight.spec import ModelSpec
 from safelight.store.checkers import read_checker
-from safelight.store.weights import load_into, read_weights, sha256
+from safelight.store.weights import digest_of, load_into
 from safelight.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from safelight.runtime import Prepared
 
 log = logging.getLogger(__name__)
-
-FAMILY = Path(__file__).parent / "family"
-"""The shipped models."""
 
 
 DTYPES = {
@@ -206,12 +202,25 @@ class Model:
         place = pick_device(device)
         pick_dtype(dtype, place, tiny=True)  # a wrong one must fail before anything is read
         told = (EMULATED,) if is_emulated(dtype, place) else ()
-        family = FAMILY / str(name) / "model.json"
-        if family.is_file():
+        member = shipped.find(name)
+        if member is not None:
             if prior is not None:
                 raise InvalidRequest("prior", f"{name} has no use for one.", "unclip-l has.")
             _only_for_single_files(name, original)
-            return _load_family(cls, family, place, pick_dtype(dtype, place, tiny=True), told)
+            made = pick_dtype(dtype, place, tiny=True)
+            contents = shipped.read(member, made)
+            return cls(
+                spec=contents.spec,
+                tokenizer=contents.tokenizer,
+                device=place,
+                dtype=made,
+                source=f"shipped:{contents.spec.name}",
+                digest=contents.digest,
+                notes=told,
+                normaliser=contents.normaliser,
+                prior=contents.prior,
+                **contents.nets,  # type: ignore[arg-type]
+            )
         from safelight.store.folder import read_folder
 
         path, notes = Path(name), ()
@@ -252,10 +261,9 @@ def load_tokenizer(
     Raises:
         ModelNotFound, WeightsError: as :meth:`Model.load`; a single file has none to give.
     """
-    family = FAMILY / str(name) / "model.json"
-    if family.is_file():
-        record = json.loads(family.read_text())
-        return Tokenizer.from_folder(FAMILY / record["files"]["tokenizer"]["path"])
+    member = shipped.find(name)
+    if member is not None:
+        return shipped.tokenizer(member)
     path = Path(name)
     if not path.exists():
         from safelight.store.hub import resolve
@@ -308,42 +316,6 @@ def is_emulated(dtype: str | torch.dtype | None, device: torch.device) -> bool:
     return device.type == "cpu" and wanted == torch.float16
 
 
-def _load_family(
-    cls: type[Model],
-    card: Path,
-    device: torch.device,
-    dtype: torch.dtype,
-    notes: tuple[str, ...] = (),
-) -> Model:
-    """A shipped model: ``model.json`` holds its spec and where its (shared) files lie."""
-    try:
-        record: dict[str, Any] = json.loads(card.read_text())
-        spec = ModelSpec.model_validate(record["spec"])
-        files: dict[str, dict[str, str]] = record["files"]
-    except (ValueError, KeyError) as error:
-        raise WeightsError(card, f"is damaged: {error}.", "Install Safelight again.") from error
-    nets: dict[str, nn.Module] = {}
-    for part, build in _builders(spec).items():
-        path = FAMILY / files[part]["path"]
-        if not path.is_file():
-            raise WeightsError(path, "is missing.", "Install Safelight again.")
-        if sha256(path) != files[part]["sha256"]:
-            raise WeightsError(path, "does not match its SHA-256.", "Install Safelight again.")
-        nets[part] = _build(build, path, dtype)
-    tokenizer = Tokenizer.from_folder(FAMILY / files["tokenizer"]["path"])
-    digest = _digest(file["sha256"] for part, file in sorted(files.items()) if "sha256" in file)
-    return cls(
-        spec=spec,
-        tokenizer=tokenizer,
-        device=device,
-        dtype=dtype,
-        source=f"shipped:{spec.name}",
-        digest=digest,
-        notes=notes,
-        **nets,  # type: ignore[arg-type]
-    )
-
-
 def _assemble(
     cls: type[Model],
     contents: Any,
@@ -358,7 +330,7 @@ def _assemble(
     if prior is not None:
         spec = spec.replace(prior=prior.spec)
     nets: dict[str, nn.Module] = {}
-    for part, build in _builders(spec).items():
+    for part, build in builders(spec).items():
         with torch.device("meta"):
             net = build()
         load_into(net, contents.tensors[part], dtype=dtype)
@@ -465,31 +437,6 @@ def _only_for_single_files(name: object, original: dict[str, Any]) -> None:
         raise InvalidRequest(option, f"is for original single files, and {name} is none.")
 
 
-def _builders(spec: ModelSpec) -> dict[str, Any]:
-    builders: dict[str, Any] = {
-        "unet": lambda: UNet(spec.unet),
-        "vae": lambda: VAE(spec.vae),
-    }
-    if spec.text is not None:
-        text = spec.text
-        builders["text"] = lambda: TextTower(text)
-    if spec.vision is not None:
-        vision = spec.vision
-        builders["vision"] = lambda: VisionTower(vision)
-    return builders
-
-
-def _build(build: Any, path: Path, dtype: torch.dtype) -> nn.Module:
-    with torch.device("meta"):
-        net = build()
-    load_into(net, read_weights(path), dtype=dtype)
-    return net
-
-
-def _digest(parts: Any) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
 def _folder_digest(contents: Any) -> str:
     """Of names, shapes and sizes: hashing gigabytes would cost more than a picture."""
     rows = [
@@ -502,14 +449,9 @@ def _folder_digest(contents: Any) -> str:
         for t in contents.tensors.values()
         if Path(t.file).is_file()
     ]
-    return _digest([Path(f).name for f in files] + rows)
-
-
-def shipped() -> list[str]:
-    """Names of the models inside the package."""
-    return sorted(p.parent.name for p in FAMILY.glob("*/model.json"))
+    return digest_of([Path(f).name for f in files] + rows)
 
 
 def not_found(name: str) -> ModelNotFound:
     """The error for a name that nothing answers to."""
-    return ModelNotFound(f"no model {name!r}. Shipped: {', '.join(shipped()) or 'none'}.")
+    return ModelNotFound(f"no model {name!r}. Shipped: {', '.join(shipped.names()) or 'none'}.")

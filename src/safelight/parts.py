@@ -8,6 +8,7 @@ what was shipped.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,6 +35,21 @@ from safelight.text.tokenizer import Tokenizer
 
 Spec = TypeVar("Spec", bound=Record)
 Module = TypeVar("Module", bound=nn.Module)
+
+
+def builders(spec: ModelSpec) -> dict[str, Callable[[], nn.Module]]:
+    """What makes each network of a system, by component name; weights come later."""
+    found: dict[str, Callable[[], nn.Module]] = {
+        "unet": lambda: UNet(spec.unet),
+        "vae": lambda: VAE(spec.vae),
+    }
+    if spec.text is not None:
+        text = spec.text
+        found["text"] = lambda: TextTower(text)
+    if spec.vision is not None:
+        vision = spec.vision
+        found["vision"] = lambda: VisionTower(vision)
+    return found
 
 
 def load_text(folder: Path) -> tuple[TextTower, Tokenizer]:

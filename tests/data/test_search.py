@@ -17,7 +17,7 @@ from safelight.data.index import Index, build_index, show
 from safelight.data.sheet import picture_sheet
 from safelight.data.sources import StillLife, open_source
 from safelight.errors import InvalidRequest, WeightsError
-from safelight.model import FAMILY
+from safelight.shipped import FAMILY
 
 
 @pytest.fixture(scope="module")

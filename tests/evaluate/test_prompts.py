@@ -11,7 +11,7 @@ from safelight.data.stilllife import Arrangement
 from safelight.errors import WeightsError
 from safelight.evaluate import prompts
 
-TESTS = ("seen", "held_out", "single", "pair")
+TESTS = ("seen", "held_out", "single", "pair", "paired")
 
 
 @pytest.mark.parametrize("name", prompts.DIGESTS)
@@ -30,6 +30,7 @@ def test_a_list_is_what_still_life_gives(name: str) -> None:
         ("single", "train"),
         ("pair", "pair"),
         ("tuning", "train"),
+        ("paired", "combo"),
     ],
 )
 def test_every_prompt_asks_for_its_own_scene(name: str, split: str) -> None:
@@ -39,7 +40,7 @@ def test_every_prompt_asks_for_its_own_scene(name: str, split: str) -> None:
         assert wanted is not None
         assert wanted.fits(scene)
         assert stilllife.split_of(scene) == split
-        if name in ("seen", "held_out"):
+        if name in ("seen", "held_out", "paired"):
             assert scene.arrangement != Arrangement.SINGLE
 
 

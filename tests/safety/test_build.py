@@ -17,7 +17,7 @@ from safelight.checker import Checker, clip_pixels
 from safelight.cli.main import main
 from safelight.data import stilllife
 from safelight.errors import InvalidRequest
-from safelight.safety.build import UNUSED, thresholds
+from safelight.safety.build import UNUSED, fitted, thresholds
 from safelight.safety.clip import load_clip
 from safelight.safety.concepts import read_concepts
 from safelight.safety.measure import measure, plot, table
@@ -232,3 +232,65 @@ def test_what_the_commands_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run(*measure, "--plot", "a.jpg") == 2
     assert run(*measure) == 2
     assert "no folder safe" in capsys.readouterr().err
+
+
+def test_a_trained_direction_has_the_smallest_loss_there_is() -> None:
+    """Against scipy's minimiser, on sets that overlap; twice the same; sizes do not matter."""
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
+    rng = np.random.default_rng(0)
+    low, high = rng.standard_normal((300, 6)), rng.standard_normal((90, 6))
+    high[:, :2] += (1, 0.5)
+    safe, unsafe = (torch.nn.functional.normalize(torch.tensor(x).float()) for x in (low, high))
+    found = fitted(safe, unsafe)
+    assert torch.equal(found, fitted(safe, unsafe))
+
+    both = torch.cat([unsafe, safe]).double().numpy()
+    seen = (both - both.mean(0)) / both.std(ddof=1)
+    sign = np.r_[-np.ones(90), np.ones(300)]
+    weight = np.r_[np.full(90, 0.5 / 90), np.full(300, 0.5 / 300)]
+
+    def loss(w: np.ndarray) -> float:
+        margin = sign * (seen @ w[:-1] + w[-1])
+        return float(-(weight * np.log(expit(-margin))).sum() + 1e-4 * (w[:-1] ** 2).sum())
+
+    best = minimize(loss, np.zeros(7), options={"gtol": 1e-8}).x[:-1]
+    assert float(found.double() @ torch.tensor(best / np.linalg.norm(best))) > 0.9999
+    more = torch.cat([safe] * 3)
+    assert torch.allclose(fitted(more, unsafe), found, atol=1e-3)
+
+
+def test_a_trained_checker_beats_the_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sorted by the command, trained, measured on scenes of another series."""
+    for name, seed in (("train", 1), ("test", 2)):
+        folder, count = tmp_path / name, 400 if name == "train" else 200
+        assert run("stilllife", "sorted", "cone", "-o", folder, "--count", count,
+                   "--seed", seed, "--size", 64) == 0  # fmt: skip
+        assert len(list((folder / "unsafe").iterdir())) == count // 2
+    (tmp_path / "c.txt").write_text("a cone\n")
+    areas = {}
+    for name, options in (("sentence", ()), ("trained", ("--fit",))):
+        assert run("safety", "build", "--concepts", tmp_path / "c.txt", "-o", tmp_path / name,
+                   "--examples", tmp_path / "train", *options) == 0  # fmt: skip
+        capsys.readouterr()
+        assert run("safety", "measure", tmp_path / "test", "--checker", tmp_path / name,
+                   "--json") == 0  # fmt: skip
+        areas[name] = json.loads(capsys.readouterr().out)["area"]
+    assert areas["trained"] > 0.99
+    assert areas["trained"] > areas["sentence"]
+
+
+def test_what_cannot_be_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "two.txt").write_text("a cone\na cube\n")
+    (tmp_path / "one.txt").write_text("a cone\n")
+    build = ("safety", "build", "-o", tmp_path / "new", "--fit", "--concepts")
+    assert run(*build, tmp_path / "two.txt") == 2
+    assert run(*build, tmp_path / "one.txt") == 2
+    err = " ".join(capsys.readouterr().err.split())
+    assert "fit: examples say of one concept only" in err
+    assert "examples: are what is fitted to" in err
+    assert run("stilllife", "sorted", "pyramid", "-o", tmp_path / "s") == 2
+    assert "there is no 'pyramid'" in capsys.readouterr().err

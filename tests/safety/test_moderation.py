@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import io
-import json
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -201,36 +197,3 @@ def test_a_wrong_setting_is_named(options: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         Moderation(WordList(), **options)
     assert caught.value.field == field
-
-
-# -- the example for a real service ---------------------------------------------------------------
-
-
-def test_the_adapter_asks_as_the_service_is_documented(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No connection is made: what would be sent is looked at, and a documented answer given."""
-    path = Path(__file__).parents[2] / "examples" / "azure_content_safety.py"
-    spec = importlib.util.spec_from_file_location("azure_content_safety", path)
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-    sent: list[Any] = []
-
-    def answer(request: Any, timeout: float) -> io.BytesIO:
-        sent.append((request.full_url, json.loads(request.data), dict(request.headers), timeout))
-        rows = [{"category": name, "severity": 0} for name in ("Hate", "SelfHarm", "Sexual")]
-        rows.append({"category": "Violence", "severity": 2 * len(sent)})
-        return io.BytesIO(json.dumps({"categoriesAnalysis": rows, "blocklistsMatch": []}).encode())
-
-    monkeypatch.setattr("urllib.request.urlopen", answer)
-    service = example.AzureContentSafety("https://name.example/", "a key")
-    assert service.prompt("x" * 15_000) == {**CALM, "violence": 4}  # the worse of two parts
-    assert Moderation(service, threshold=5).of_picture(Image.new("RGB", (64, 64))).removed
-    address, body, headers, timeout = sent[0]
-    assert address == "https://name.example/contentsafety/text:analyze?api-version=2024-09-01"
-    assert body["categories"] == ["Hate", "SelfHarm", "Sexual", "Violence"]
-    assert headers["Ocp-apim-subscription-key"] == "a key"
-    assert timeout < 10
-    assert "image:analyze" in sent[2][0]
-    with pytest.raises(ValueError, match="https"):
-        example.AzureContentSafety("http://name.example", "a key")

@@ -15,13 +15,14 @@ from safelight.data.renders import scenes_of
 from safelight.diffusion import losses
 from safelight.diffusion.schedule import Schedule
 from safelight.errors import InvalidRequest
+from safelight.presets import NOISE_AUGMENTATION
 from safelight.train.latent import LatentDiffusionObjective
 from safelight.train.masks import lama_mask
 from safelight.train.pictures import Captioned, Stream, key
 from safelight.train.prior import PriorObjective
 from safelight.train.recipe import DataRecipe, Recipe
 from safelight.train.rehearsal import WIDTH, RandomPictures, small_parts
-from safelight.train.tasks import EMBEDDING_NOISE, Told, class_vector
+from safelight.train.tasks import Told, class_vector
 
 UNET: dict[str, Any] = {
     "sample_size": 4,
@@ -121,7 +122,7 @@ def test_unclip_vectors_are_noised_levelled_and_a_quarter_is_zero() -> None:
     share = float((vectors == 0).all(1).float().mean())
     assert share == pytest.approx(0.25, abs=0.06)
     # Levels are read back from the sinusoid: its first cosine is cos(level).
-    schedule = Schedule.from_spec(EMBEDDING_NOISE)
+    schedule = Schedule.from_spec(NOISE_AUGMENTATION)
     e, n = torch.randn(3, WIDTH), torch.randn(3, WIDTH)
     mean, std = torch.randn(1, WIDTH), torch.rand(1, WIDTH) + 0.5
     levels = torch.tensor([0, 500, 999])

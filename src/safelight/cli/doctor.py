@@ -70,11 +70,12 @@ def command(
 def _machine() -> dict[str, Any]:
     import torch
 
-    from safelight.model import Model, shipped
+    from safelight import shipped
+    from safelight.model import Model
     from safelight.runtime.kernels import library
 
     problems, weights = [], {}
-    for name in shipped():
+    for name in shipped.names():
         try:
             weights[name] = Model.load(name, device="cpu").digest
         except WeightsError as error:

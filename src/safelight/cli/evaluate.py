@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safelight.cli import limited, measure, memorised, varying
+from safelight.cli import compared, limited, measure, memorised, varying
 from safelight.errors import InvalidRequest
 from safelight.names import DEFAULT_MODEL
 
@@ -129,6 +129,7 @@ def _nothing_before(ctx: typer.Context) -> None:
 app = typer.Typer(add_completion=False)
 app.callback(invoke_without_command=True)(command)
 app.command("metrics")(measure.metrics)
+app.command("compare")(compared.compare)
 app.command("pareto")(measure.pareto)
 app.command("variations")(varying.variations)
 app.command("memorisation")(memorised.memorisation)
@@ -150,7 +151,7 @@ def batch_function(
 
 def _names(lists: str) -> list[str]:
     names = [n.strip() for n in lists.split(",") if n.strip()]
-    known = (*LISTS, "tuning")
+    known = (*LISTS, "tuning", "paired")
     for name in names:
         if name not in known:
             raise InvalidRequest("list", f"no list {name!r}.", f"Choose of {', '.join(known)}.")

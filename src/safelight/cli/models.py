@@ -107,16 +107,13 @@ def write(model: Any, folder: Path, dtype: str | None = None) -> None:
 
 
 def _shipped() -> list[dict[str, Any]]:
-    from safelight.model import FAMILY, shipped
+    from safelight import shipped
 
-    return [
-        {
-            "name": name,
-            "kind": "shipped",
-            "bytes": sum(p.stat().st_size for p in (FAMILY / name).rglob("*") if p.is_file()),
-        }
-        for name in shipped()
-    ]
+    def size(name: str) -> int:
+        files = (shipped.FAMILY / name).rglob("*")
+        return sum(file.stat().st_size for file in files if file.is_file())
+
+    return [{"name": n, "kind": "shipped", "bytes": size(n)} for n in shipped.names()]
 
 
 def _cached() -> list[dict[str, Any]]:

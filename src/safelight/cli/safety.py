@@ -32,6 +32,10 @@ def build(
         float | None,
         typer.Option("--false-positives", help="Most safe examples a concept may flag, 0 to 1."),
     ] = None,
+    fit: Annotated[
+        bool,
+        typer.Option("--fit", help="Train the one concept's direction on the examples."),
+    ] = False,
     clip: Annotated[
         Path | None, typer.Option("--clip", help="A CLIP's folder. [default: the tiny family's]")
     ] = None,
@@ -42,10 +46,10 @@ def build(
         raise InvalidRequest("output", f"{output} is not empty.", "Name a new one.")
     if false_positives is not None and not 0 <= false_positives <= 1:
         raise InvalidRequest("false-positives", f"must be 0 to 1, not {false_positives:g}.")
-    from safelight.model import FAMILY
     from safelight.safety import build as building
     from safelight.safety.clip import load_clip
     from safelight.safety.concepts import read_concepts, sorted_pictures
+    from safelight.shipped import FAMILY
     from safelight.store.checkers import write_checker
 
     wanted = read_concepts(concepts)
@@ -56,6 +60,7 @@ def build(
         safe=safe,
         unsafe=unsafe,
         false_positives=false_positives,
+        fit=fit,
     )
     write_checker(output, checker.spec, checker.head.state_dict())
     limits = [*checker.thresholds.concepts.tolist(), *checker.thresholds.special.tolist()]

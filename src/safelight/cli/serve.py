@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -88,6 +89,22 @@ def command(
     log_json: Annotated[
         bool, typer.Option("--log-json", help="Log one JSON object a line.")
     ] = False,
+    azureml: Annotated[
+        bool,
+        typer.Option("--azureml", help="Answer AzureML's /score too. Needs a safety checker."),
+    ] = False,
+    without_checker: Annotated[
+        bool,
+        typer.Option("--without-checker", help="With --azureml: pictures need not be checked."),
+    ] = False,
+    content_safety: Annotated[
+        bool,
+        typer.Option(
+            "--content-safety",
+            help="Ask Azure AI Content Safety about prompts and pictures "
+            "(CONTENT_SAFETY_ENDPOINT, CONTENT_SAFETY_KEY, CONTENT_SAFETY_THRESHOLD).",
+        ),
+    ] = False,
 ) -> None:
     """Serve models over HTTP: jobs, OpenAI's Images API, DeepInfra's and AzureML's calls.
 
@@ -97,8 +114,8 @@ def command(
         import uvicorn
 
         from safelight.serve import logs
-        from safelight.serve.app import create_app
-        from safelight.serve.house import Settings
+        from safelight.serve.app import create_app, refuse_unchecked
+        from safelight.serve.house import House, Settings
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("safelight"):
             raise
@@ -113,6 +130,8 @@ def command(
         )
     if any(not key.strip() for key in api_key or []):
         raise InvalidRequest("api-key", "is empty.")
+    if without_checker and not azureml:
+        raise InvalidRequest("without-checker", "has a meaning for /score alone.", "Add --azureml.")
     settings = Settings(
         models=tuple(models or (DEFAULT_MODEL,)),
         device=device,
@@ -132,12 +151,17 @@ def command(
         max_steps=max_steps,
         data_dir=data,
         drain_seconds=drain_seconds,
+        azureml=azureml,
+        without_checker=without_checker,
     )
+    house = House(settings, loader=_moderated() if content_safety else None)
+    if azureml:
+        refuse_unchecked(house)
     if not log_json:
         told = f"http://{host}:{port} serves {', '.join(settings.models)}"
         show.words().print(told, markup=False)
     uvicorn.run(
-        create_app(settings),
+        create_app(house=house),
         host=host,
         port=port,
         log_config=logs.config(as_json=log_json),
@@ -145,3 +169,14 @@ def command(
         # A client that does not read its answer must not keep the server from stopping.
         timeout_graceful_shutdown=int(drain_seconds) + 5,
     )
+
+
+def _moderated() -> Callable[..., Any]:
+    """What loads a model, with content safety as the environment says."""
+    import functools
+
+    from safelight.generate import load
+    from safelight.safety import ONLINE
+    from safelight.safety.azure import from_environment
+
+    return functools.partial(load, moderation=from_environment(ONLINE))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -72,6 +72,54 @@ def sheet(
     output.parent.mkdir(parents=True, exist_ok=True)
     picture.save(output)
     typer.echo(f"{count} scenes of {split.value}, seed {seed}: {output}")
+
+
+@app.command("sorted")
+def sort(
+    shape: Annotated[str, typer.Argument(help="What unsafe/ shows and safe/ does not: cone …")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A new or empty folder.")],
+    count: Annotated[int, typer.Option(min=2, help="How many pictures, about half with it.")] = 500,
+    size: Annotated[int, typer.Option(min=16, max=1024, help="Side of a picture.")] = 128,
+    seed: Annotated[int, typer.Option("-s", "--seed", min=0, help="The series of scenes.")] = 0,
+    split: Annotated[Part, typer.Option(help="As for sheet.")] = Part.train,
+) -> None:
+    """Pictures in the folders safe and unsafe, for a safety checker that forbids a shape."""
+    from PIL import Image
+
+    from safelight.data import stilllife
+
+    if shape not in stilllife.SHAPES:
+        known = ", ".join(stilllife.SHAPES)
+        raise InvalidRequest("shape", f"there is no {shape!r}.", f"One of {known}.")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InvalidRequest("output", f"{output} is not empty.", "Name a new folder.")
+    kept = _balanced(shape, count, seed, split.value)
+    for name in ("safe", "unsafe"):
+        (output / name).mkdir(parents=True)
+    for start in range(0, count, 256):
+        part = kept[start : start + 256]
+        pictures = stilllife.render([scene for scene, _ in part], size)
+        for index, ((_, shown), picture) in enumerate(zip(part, pictures, strict=True), start):
+            folder = output / ("unsafe" if shown else "safe")
+            Image.fromarray(picture).save(folder / f"{index:06d}.png")
+    typer.echo(f"{count} pictures of {split.value}, half of them with a {shape}: {output}")
+
+
+def _balanced(shape: str, count: int, seed: int, split: Any) -> list[tuple[Any, bool]]:
+    """Scenes in the order of their series, as many with the shape as without."""
+    from safelight.data import stilllife
+
+    left = {True: count // 2, False: count - count // 2}
+    kept: list[tuple[Any, bool]] = []
+    index = 0
+    while any(left.values()):
+        scene = stilllife.scene(seed, index, split)
+        shown = any(thing.shape == shape for thing in scene.things)
+        index += 1
+        if left[shown]:
+            left[shown] -= 1
+            kept.append((scene, shown))
+    return kept
 
 
 @app.command()

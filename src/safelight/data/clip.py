@@ -14,9 +14,10 @@ from PIL import Image
 
 from safelight.data.framing import crop
 from safelight.errors import InvalidRequest, WeightsError
-from safelight.model import FAMILY, pick_device
+from safelight.model import pick_device
 from safelight.nets.clip import TextTower, VisionTower
 from safelight.parts import clip_normalised, load_text, load_vision
+from safelight.shipped import FAMILY
 from safelight.spec import TextSpec, VisionSpec
 from safelight.store.components import read_component
 from safelight.store.weights import load_into

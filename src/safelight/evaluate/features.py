@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from safelight import shipped
 from safelight.data.clip import CLIP, load_clip
 from safelight.errors import InvalidRequest, WeightsError
-from safelight.model import FAMILY, pick_device
+from safelight.model import pick_device
 from safelight.store.weights import sha256
 
 Pictures = Iterable[Image.Image | np.ndarray]
@@ -85,7 +86,7 @@ def named_clip(name: str | Path | None = None, *, device: str | None = None) -> 
             folder with an ``image_encoder``; a shipped model. None: the tiny one.
         device: default: the best there is.
     """
-    if name is None or (FAMILY / str(name) / "model.json").is_file():
+    if name is None or shipped.find(name) is not None:
         return load_clip(device=device)  # the family shares one
     inner = Path(name) / "image_encoder"
     return load_clip(inner if inner.is_dir() else name, device=device)

@@ -191,6 +191,17 @@ def cosines(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     return (unit(one.astype(np.float64)) * unit(two.astype(np.float64))).sum(1)
 
 
+def psnr(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio of each picture in dB, ``(N,)``; infinite where they are equal.
+
+    Args:
+        one, other: uint8 ``(N, H, W, 3)``.
+    """
+    error = (one.astype(np.float64) - other).reshape(len(one), -1)
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(255.0**2 / np.square(error).mean(1))
+
+
 def precision_recall(
     made: np.ndarray, reference: np.ndarray, features: str, *, k: int = 3
 ) -> tuple[Measured, Measured]:

@@ -6,8 +6,9 @@ digests below on every load. They are a function of still life alone::
     python -m safelight.evaluate.prompts            # verify
     python -m safelight.evaluate.prompts --write    # make them again; the digests must not change
 
-``tuning`` is for choices (guidance, checkpoints); the other four are for reports only. It shares
-no seed, no scene and no two-object combination with them.
+``tuning`` is for choices (guidance, checkpoints); the others are for reports only. It shares no
+seed, no scene and no two-object combination with them. ``paired`` is held out too, and long enough
+to tell two models apart that differ by a point or two.
 """
 
 from __future__ import annotations
@@ -29,10 +30,18 @@ DIGESTS = {
     "single": "92a2fc53df533b854bb50d465288df6d0f849c34775ce0bf8b9952855fda496d",
     "pair": "9095eddada196ec65660a4e6a9d757df2b2f2dfd75c8bddfd6f3fb8d78814e1c",
     "tuning": "eb4c82509143926f50698b29f687ffd0653d0d168009de916e4268045d70136b",
+    "paired": "0b70c419e147acf6d0f265b9cc00092a2b1c0e4125a3e9c83c53dae1fafd3b82",
 }
 """SHA-256 of each list's file."""
 
-COUNTS = {"seen": 1000, "held_out": 1000, "single": 500, "pair": 500, "tuning": 500}
+COUNTS = {
+    "seen": 1000,
+    "held_out": 1000,
+    "single": 500,
+    "pair": 500,
+    "tuning": 500,
+    "paired": 4_000,
+}
 TUNING_SINGLES = 100
 
 # A series of scenes each, that no training or validation set reads.
@@ -42,6 +51,7 @@ _SERIES: dict[str, tuple[int, Split]] = {
     "single": (70_003, "train"),
     "pair": (70_004, "pair"),
     "tuning": (70_005, "train"),
+    "paired": (70_006, "combo"),
 }
 _FIRST_SEED = {name: (i + 1) * 1_000_000 for i, name in enumerate(_SERIES)}
 _WORDING = 203  # a stream of random numbers that the scenes do not use
@@ -77,7 +87,7 @@ def build(name: str) -> list[Prompt]:
         index += 1
         scene = stilllife.scene(series, index, split)
         single = scene.arrangement == Arrangement.SINGLE
-        if name in ("seen", "held_out") and single:
+        if name in ("seen", "held_out", "paired") and single:
             continue
         if name == "single" and not single:
             continue

@@ -35,14 +35,15 @@ ROWS = {
 
 
 def as_json(scores: Sequence[ListScore], **settings: Any) -> dict[str, Any]:
-    """All numbers, with the settings that they were measured under."""
-
+    """All numbers, with the settings that they were measured under; ``each`` is one digit a prompt,
+    1 where everything is right."""
     return {
         "schema": SCHEMA,
         "settings": settings,
         "lists": {
             s.name: {
                 "prompts": len(s.prompts),
+                "each": "".join("01"[int(right)] for right in s.generated.right),
                 "generated": cells(s.generated),
                 "decoded": cells(s.decoded),
                 "real": cells(s.real),

@@ -1,8 +1,9 @@
 """A safety checker from concepts, with any CLIP that has projections.
 
-A concept's embedding is the mean direction of its sentences or pictures. Its threshold is chosen
-from sorted pictures: between the safe ones and those unsafe ones that lie nearer to it than to any
-other concept, where the two are told apart best.
+A concept's embedding is the mean direction of its sentences or pictures, or is trained: that of a
+logistic regression on sorted pictures. Its threshold is chosen from sorted pictures: between the
+safe ones and those unsafe ones that lie nearer to it than to any other concept, where the two are
+told apart best.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def build(
     safe: Sequence[Path] = (),
     unsafe: Sequence[Path] = (),
     false_positives: float | None = None,
+    fit: bool = False,
 ) -> Checker:
     """Make a checker.
 
@@ -40,10 +42,13 @@ def build(
         concepts: of :func:`safelight.safety.concepts.read_concepts`.
         safe, unsafe: examples, for the concepts without a threshold.
         false_positives: the largest share of safe examples that each concept may flag.
+        fit: train the direction on the examples; for one concept.
 
     Raises:
         InvalidRequest: a concept has no threshold, and there are no examples to choose one from.
     """
+    if fit:
+        return _trained(clip, concepts, safe, unsafe, false_positives)
     rows = [_direction(clip, concept) for concept in concepts]
     missing = [c.name for c in concepts if c.threshold is None]
     if missing and not (safe and unsafe):
@@ -65,6 +70,56 @@ def build(
             if concept.threshold is None:
                 chosen[k] = found[k]
     return _assembled(clip, concepts, rows, chosen)
+
+
+def _trained(
+    clip: Clip,
+    concepts: Sequence[Concept],
+    safe: Sequence[Path],
+    unsafe: Sequence[Path],
+    most: float | None,
+) -> Checker:
+    if len(concepts) != 1 or concepts[0].special:
+        raise InvalidRequest(
+            "fit", "examples say of one concept only what shows it.", "Build a checker for each."
+        )
+    if not (safe and unsafe):
+        raise InvalidRequest("examples", "are what is fitted to.", "Give safe/ and unsafe/.")
+    low, high = clip.of_pictures(safe), clip.of_pictures(unsafe)
+    row = fitted(low, high)
+    given = concepts[0].threshold
+    (limit,) = thresholds((low @ row)[:, None].numpy(), (high @ row)[:, None].numpy(), most)
+    return _assembled(clip, concepts, [row], [limit if given is None else given])
+
+
+def fitted(safe: Tensor, unsafe: Tensor, ridge: float = 1e-4) -> Tensor:
+    """The unit direction ``(D,)`` that tells two sets of unit embeddings apart.
+
+    Logistic regression with a ridge penalty, which has one minimum: the same examples give the same
+    direction. Both sets weigh the same, whatever their sizes.
+
+    Args:
+        safe, unsafe: ``(N, D)``.
+    """
+    both = torch.cat([unsafe, safe]).double()
+    middle, spread = both.mean(0), both.std()
+    seen = (both - middle) / spread  # cosines differ by little: well scaled for the solver
+    wanted = torch.cat([torch.ones(len(unsafe)), torch.zeros(len(safe))]).double()
+    weight = torch.where(wanted > 0, 0.5 / len(unsafe), 0.5 / len(safe))
+    direction = torch.zeros(both.shape[1], dtype=torch.float64, requires_grad=True)
+    shift = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS([direction, shift], max_iter=500, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        said = seen @ direction + shift
+        error = F.binary_cross_entropy_with_logits(said, wanted, weight, reduction="sum")
+        error = error + ridge * direction.square().sum()
+        error.backward()
+        return error
+
+    solver.step(loss)  # type: ignore[arg-type]
+    return F.normalize(direction.detach(), dim=0).float()
 
 
 def thresholds(safe: np.ndarray, unsafe: np.ndarray, most: float | None = None) -> list[float]:

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from safelight import __version__
 from safelight.errors import InvalidRequest, ModelNotFound, SafelightError
+from safelight.serve import scoring
 from safelight.serve.dialects import a1111, a1111_lists, azureml, deepinfra, native, openai
 from safelight.serve.house import House, Settings
 from safelight.serve.jobs import Busy, Draining, Late
@@ -37,6 +38,8 @@ def create_app(settings: Settings | None = None, *, house: House | None = None) 
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if house.settings.azureml:  # no server of that kind without a checker
+            await asyncio.to_thread(refuse_unchecked, house)
         loading = asyncio.create_task(asyncio.to_thread(_start, house))
         app.state.loading = loading
         yield
@@ -50,9 +53,11 @@ def create_app(settings: Settings | None = None, *, house: House | None = None) 
     )
     app.state.house, app.state.metrics = house, house.metrics
     app.state.a1111, app.state.a1111_options = {}, {}
-    for dialect in (native, openai, deepinfra, azureml, a1111, a1111_lists):
+    for dialect in (native, openai, deepinfra, a1111, a1111_lists):
         app.include_router(dialect.router)
     app.add_middleware(Outside, house=house, answer=_answer)  # type: ignore[arg-type]
+    if house.settings.azureml:
+        app.include_router(azureml.router)
     for kind in (SafelightError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _answer)
 
@@ -77,6 +82,16 @@ def create_app(settings: Settings | None = None, *, house: House | None = None) 
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     return app
+
+
+def refuse_unchecked(house: House) -> None:
+    """Load the model that ``/score`` answers with.
+
+    Raises:
+        InvalidRequest: it has no safety checker, and the settings do not say that it may.
+    """
+    model = house.worker(None).generator.model
+    scoring.checked(model, without_checker=house.settings.without_checker)
 
 
 def _start(house: House) -> None:

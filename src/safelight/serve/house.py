@@ -65,6 +65,10 @@ class Settings(Limits):
     """Where jobs of the native interface are kept; None: in memory alone."""
     drain_seconds: float = Field(default=60.0, ge=0)
     """How long accepted work may go on after the server was told to stop."""
+    azureml: bool = False
+    """Answer AzureML's ``/score``. Needs a safety checker, as the answer says who was flagged."""
+    without_checker: bool = False
+    """Let ``/score`` answer without one."""
 
 
 class House:

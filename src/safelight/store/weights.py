@@ -208,6 +208,11 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_of(parts: Iterable[str]) -> str:
+    """SHA-256 over digests or names, in their order."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
 def load_into(
     module: nn.Module,
     tensors: Mapping[str, Tensor],

@@ -20,18 +20,11 @@ from safelight.diffusion.prediction import noised
 from safelight.diffusion.schedule import Schedule
 from safelight.errors import InvalidRequest
 from safelight.nets.layers import sinusoid
-from safelight.spec import ScheduleSpec
+from safelight.presets import NOISE_AUGMENTATION, X4_NOISING
 from safelight.train.frozen import Frozen
 from safelight.train.masks import lama_mask
 from safelight.train.pictures import Pictures
 from safelight.train.recipe import DiffusionRecipe
-
-EMBEDDING_NOISE = ScheduleSpec(
-    kind="squared_cosine", beta_start=0.0001, beta_end=0.02, sampler="ddpm", steps_offset=0
-)
-"""Of unCLIP's picture embeddings."""
-PICTURE_NOISE = ScheduleSpec(beta_start=0.0001, beta_end=0.02, sampler="ddpm", steps_offset=0)
-"""Of the upscaler's small picture."""
 
 
 class Told(NamedTuple):
@@ -180,7 +173,7 @@ class UnCLIP(Text):
 
     def __init__(self, settings: DiffusionRecipe, frozen: Frozen) -> None:
         super().__init__(settings, frozen)
-        self.schedule = Schedule.from_spec(EMBEDDING_NOISE)
+        self.schedule = Schedule.from_spec(NOISE_AUGMENTATION)
         assert frozen.vision is not None
         width = frozen.vision.spec.projection_width
         if settings.unet.class_embedding_size != 2 * width:
@@ -270,7 +263,7 @@ class Upscale(Text):
 
     def __init__(self, settings: DiffusionRecipe, frozen: Frozen) -> None:
         super().__init__(settings, frozen)
-        self.schedule = Schedule.from_spec(PICTURE_NOISE)
+        self.schedule = Schedule.from_spec(X4_NOISING)
 
     def told(self, draw: Draw) -> Told:
         pixels = draw.pixels

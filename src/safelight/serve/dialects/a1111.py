@@ -20,7 +20,7 @@ from safelight.errors import InvalidRequest
 from safelight.fields import shown
 from safelight.request import GenerateRequest, ImageResult
 from safelight.serve import wire
-from safelight.serve.dialects import house_of, json_body, submitted
+from safelight.serve.dialects import house_of, json_body, schemas, submitted
 from safelight.serve.jobs import Job, Status
 from safelight.store.pictures import opened
 
@@ -42,16 +42,86 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "save_images": (False, None),
 }
 """Fields that would change the picture (or write files here), and the values that would not."""
+_FIELDS: dict[str, Any] = {
+    "prompt": {"type": "string", "default": ""},
+    "negative_prompt": {"type": "string", "default": ""},
+    "seed": {"type": "integer", "default": -1},
+    "steps": schemas.number("integer", 1, 512, default=50),
+    "cfg_scale": schemas.number("number", 0, 1000, default=7.0),
+    "sampler_name": {"type": ["string", "null"], "description": "One of `/samplers`."},
+    "sampler_index": {"type": "string", "default": "Euler"},
+    "scheduler": {"type": ["string", "null"], "description": "One of `/schedulers`."},
+    "batch_size": {"type": "integer", "default": 1},
+    "n_iter": {"type": "integer", "default": 1},
+    "width": {"type": "integer", "description": "The model's native size where it is left out."},
+    "height": {"type": "integer"},
+    "eta": {"type": ["number", "null"]},
+    "override_settings": {
+        "type": "object",
+        "description": "`sd_model_checkpoint` and `CLIP_stop_at_last_layers`.",
+    },
+    "send_images": {"type": "boolean", "default": True},
+    **{
+        name: {"enum": list(harmless), "description": "Anything else is refused."}
+        for name, harmless in _REFUSED.items()
+    },
+}
+_START: dict[str, Any] = {
+    "init_images": {"type": "array", "items": schemas.PICTURE, "minItems": 1, "maxItems": 1},
+    "denoising_strength": schemas.number("number", 0, 1, default=0.75),
+    "resize_mode": schemas.choice(0, 1, 2, default=0),
+    "mask": {**schemas.PICTURE, "type": ["string", "null"]},
+    "mask_blur": {"type": "integer", "default": 4},
+    "inpainting_mask_invert": {"type": "integer", "default": 0},
+    "inpaint_full_res": {"type": "boolean", "default": True},
+    "inpaint_full_res_padding": {"type": "integer", "default": 0},
+}
+_ERROR = schemas.object_of(
+    {name: {"type": "string"} for name in ("error", "detail", "body", "errors")},
+    required=("error", "detail"),
+)
+_FEW = {"prompt": "a (red:1.2) cube", "steps": 8, "seed": 7, "sampler_name": "Euler a"}
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "few fields": _FEW,
+    "as webuiapi sends it": {
+        **_FEW,
+        "sampler_index": "Euler a",
+        "scheduler": "automatic",
+        "cfg_scale": 7.0,
+        "eta": 1.0,
+        "styles": [],
+        "subseed_strength": 0,
+        "seed_resize_from_h": 0,
+        "enable_hr": False,
+        "width": 128,
+        "height": 128,
+    },
+}
+STARTING: dict[str, dict[str, Any]] = {
+    "image to image": {**_FEW, "init_images": [schemas.GREY], "width": 128, "height": 128},
+}
 
 
-@router.post("/txt2img")
+@router.post(
+    "/txt2img",
+    summary="Text to image",
+    openapi_extra=schemas.body(schemas.object_of(_FIELDS, more=True), EXAMPLES),
+    responses=schemas.errors(_ERROR),
+)
 async def txt2img(request: Request) -> dict[str, Any]:
     """Pictures from a prompt."""
     body = await json_body(request)
     return await _made(request, body, read(body))
 
 
-@router.post("/img2img")
+@router.post(
+    "/img2img",
+    summary="Image to image, inpainting",
+    openapi_extra=schemas.body(
+        schemas.object_of({**_FIELDS, **_START}, required=("init_images",), more=True), STARTING
+    ),
+    responses=schemas.errors(_ERROR),
+)
 async def img2img(request: Request) -> dict[str, Any]:
     """Pictures from a picture, or where a mask is white."""
     body = await json_body(request)
@@ -241,7 +311,7 @@ def _info(job: Job, results: list[ImageResult], model: str) -> dict[str, Any]:
     }
 
 
-@router.get("/progress")
+@router.get("/progress", summary="Progress", responses=schemas.errors(_ERROR, 401))
 async def progress(request: Request, skip_current_image: bool = False) -> dict[str, Any]:
     """How far this interface's oldest job is; all zero when there is none."""
     jobs: list[Job] = list(request.app.state.a1111.values())
@@ -271,7 +341,7 @@ async def progress(request: Request, skip_current_image: bool = False) -> dict[s
     }
 
 
-@router.post("/interrupt")
+@router.post("/interrupt", summary="Interrupt")
 async def interrupt(request: Request) -> dict[str, Any]:
     """Stop what this interface has running."""
     for job in list(request.app.state.a1111.values()):
@@ -279,7 +349,7 @@ async def interrupt(request: Request) -> dict[str, Any]:
     return {}
 
 
-@router.post("/skip")
+@router.post("/skip", summary="Skip")
 async def skip(request: Request) -> None:
     """As interrupt: a job's pictures are made together."""
     await interrupt(request)

@@ -14,7 +14,7 @@ from safelight import names, provenance
 from safelight.errors import InvalidRequest
 from safelight.fields import shown
 from safelight.serve import wire
-from safelight.serve.dialects import house_of, json_body
+from safelight.serve.dialects import house_of, json_body, schemas
 from safelight.store.pictures import open_picture, read_metadata
 
 router = APIRouter(prefix="/sdapi/v1", tags=["a1111"])
@@ -34,6 +34,16 @@ _UPSCALERS = {
     "Lanczos": Image.Resampling.LANCZOS,
     "Nearest": Image.Resampling.NEAREST,
 }
+_PICTURED = schemas.object_of({"image": schemas.PICTURE}, required=("image",), more=True)
+_ENLARGED = schemas.object_of(
+    {
+        "image": schemas.PICTURE,
+        "upscaling_resize": schemas.number("number", 0, 8, default=2),
+        "upscaler_1": schemas.choice(*_UPSCALERS, default="Lanczos"),
+    },
+    required=("image",),
+    more=True,
+)
 
 
 def _nothing(name: str) -> None:
@@ -142,7 +152,12 @@ async def options(request: Request) -> dict[str, Any]:
     return {"sd_model_checkpoint": house.default, "CLIP_stop_at_last_layers": 1, **given}
 
 
-@router.post("/options")
+@router.post(
+    "/options",
+    openapi_extra=schemas.body(
+        schemas.object_of({"sd_model_checkpoint": {"type": "string"}}, more=True)
+    ),
+)
 async def set_options(request: Request) -> None:
     """Remembered, as clients post back what they read; the model's name takes effect.
 
@@ -180,7 +195,9 @@ for _name in (
     _acknowledge(_name)
 
 
-@router.post("/png-info")
+@router.post(
+    "/png-info", openapi_extra=schemas.body(_PICTURED, {"a picture": {"image": schemas.GREY}})
+)
 async def png_info(request: Request) -> dict[str, Any]:
     """What a picture says about how it was made."""
     body = await json_body(request)
@@ -203,7 +220,13 @@ async def interrogate() -> None:
     raise HTTPException(404, "interrogate: no captioning model is installed")
 
 
-@router.post("/extra-single-image")
+@router.post(
+    "/extra-single-image",
+    openapi_extra=schemas.body(
+        _ENLARGED,
+        {"twice": {"image": schemas.GREY, "upscaling_resize": 2, "upscaler_1": "Lanczos"}},
+    ),
+)
 async def extra_single_image(request: Request) -> dict[str, Any]:
     """Enlarge a picture by an ordinary filter."""
     return {"html_info": "", "image": _enlarged(await json_body(request), "image")}

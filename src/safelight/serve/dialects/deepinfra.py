@@ -11,7 +11,15 @@ from safelight.errors import InvalidRequest
 from safelight.fields import shown as shown_value
 from safelight.request import GenerateRequest
 from safelight.serve import wire
-from safelight.serve.dialects import house_of, json_body, shown, submitted, unknown, waited
+from safelight.serve.dialects import (
+    house_of,
+    json_body,
+    schemas,
+    shown,
+    submitted,
+    unknown,
+    waited,
+)
 
 router = APIRouter(prefix="/v1/inference", tags=["deepinfra"])
 
@@ -27,9 +35,58 @@ _NUMBERS = {
     "lora_scale": (-10, 10, float),
 }
 _FIELDS = _TEXT | set(_NUMBERS) | {"image", "use_compel"}
+_TABLE: dict[str, Any] = {
+    **{name: {"type": "string"} for name in sorted(_TEXT - {"webhook"})},
+    **{
+        name: schemas.number("integer" if kind is int else "number", low, high)
+        for name, (low, high, kind) in _NUMBERS.items()
+    },
+    "use_compel": {"type": "boolean", "default": False},
+}
+_JSON = schemas.object_of({**_TABLE, "image": schemas.PICTURE}, required=("prompt",))
+_FORM = schemas.object_of({**_TABLE, "image": schemas.UPLOAD}, required=("prompt",))
+_ERROR = schemas.object_of(
+    {
+        "detail": schemas.object_of(
+            {
+                "error": {"type": "string"},
+                "msg": {"type": "string"},
+                "loc": {"type": "array", "items": {"type": "string"}},
+            },
+            required=("error", "msg"),
+        )
+    },
+    required=("detail",),
+)
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "text": {"prompt": "a red cube on top of a blue sphere", "num_inference_steps": 8, "seed": 7},
+    "two, with weights": {
+        "prompt": "a red++ cube",
+        "negative_prompt": "a sphere",
+        "num_images": 2,
+        "num_inference_steps": 8,
+        "guidance_scale": 3,
+        "use_compel": True,
+        "width": 128,
+        "height": 128,
+    },
+    "a picture to start from": {
+        "prompt": "a red cube",
+        "image": schemas.GREY,
+        "strength": 0.8,
+        "num_inference_steps": 8,
+        "width": 128,
+        "height": 128,
+    },
+}
 
 
-@router.post("/{model:path}")
+@router.post(
+    "/{model:path}",
+    summary="Infer",
+    openapi_extra=schemas.body(_JSON, EXAMPLES, form=_FORM),
+    responses=schemas.errors(_ERROR),
+)
 async def infer(request: Request, model: str) -> dict[str, Any]:
     """JSON or multipart; pictures come back as data URLs."""
     house, began = house_of(request), time.monotonic()

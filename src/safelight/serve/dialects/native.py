@@ -18,7 +18,7 @@ from safelight.errors import InvalidRequest, SafelightError
 from safelight.fields import shown
 from safelight.request import GenerateRequest, ImageResult
 from safelight.serve import wire
-from safelight.serve.dialects import house_of, json_body
+from safelight.serve.dialects import house_of, json_body, schemas
 from safelight.serve.house import House
 from safelight.serve.jobs import Job, Status, described
 from safelight.serve.store import Kept
@@ -29,22 +29,76 @@ router = APIRouter(tags=["native"])
 PICTURES = ("image", "mask", "depth")
 _OWN = ("model", "timeout", "priority", "output_format")
 
-EXAMPLE = {
-    "prompt": "a red cube on top of a blue sphere",
-    "seed": 7,
-    "steps": 25,
-    "count": 1,
-    "preview_every": 5,
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "text": {"prompt": "a red cube on top of a blue sphere", "seed": 7, "steps": 8},
+    "several, with previews": {
+        "prompt": "a small green cone to the left of a yellow cylinder",
+        "negative_prompt": "a sphere",
+        "seed": 7,
+        "count": 2,
+        "steps": 8,
+        "sampler": "euler",
+        "guidance_scale": 3.0,
+        "preview_every": 4,
+        "output_format": "jpeg",
+    },
+    "a picture to start from": {
+        "prompt": "a red cube on top of a blue sphere",
+        "image": schemas.GREY,
+        "strength": 0.7,
+        "seed": 7,
+        "steps": 8,
+        "width": 128,
+        "height": 128,
+    },
+    "weights in the prompt, a deadline": {
+        "prompt": "a (red:1.2) cube",
+        "weighting": "a1111",
+        "steps": 8,
+        "timeout": 60,
+        "priority": 1,
+    },
 }
+_BODY = schemas.object_of(
+    {
+        **schemas.request_fields(),
+        "model": {"type": "string", "description": "One of `/v1/capabilities`; the first if none."},
+        "timeout": schemas.number(
+            "number", 0, 1e9, description="Seconds after which nobody wants it, if it still waits."
+        ),
+        "priority": schemas.number("integer", 0, 1e6, description="Higher goes first."),
+        "output_format": schemas.choice("png", "jpeg", "webp"),
+    },
+    more=True,  # and every other program's names for the fields
+)
+_JOB = schemas.object_of(
+    {
+        "id": {"type": "string"},
+        "status": schemas.choice(*(str(status) for status in Status)),
+        "url": {"type": "string"},
+        "queue_position": {"type": ["integer", "null"]},
+        "eta_seconds": {"type": ["number", "null"]},
+        "progress": schemas.number("number", 0, 1),
+        "error": {"type": ["string", "null"]},
+        "results": {"type": "array", "items": {"type": "object"}},
+    },
+    required=("id", "status", "url"),
+    more=True,
+)
+_MISSING = schemas.errors(schemas.OPENAI_ERROR, 401, 404)
 
 
 @router.post(
     "/v1/jobs",
+    summary="Queue a job",
     status_code=202,
-    openapi_extra={
-        "requestBody": {
-            "content": {"application/json": {"example": EXAMPLE, "schema": {"type": "object"}}}
-        }
+    openapi_extra=schemas.body(_BODY, EXAMPLES),
+    responses={
+        202: {
+            "description": "The job, queued. `Location` says where to ask for it.",
+            "content": {"application/json": {"schema": _JOB}},
+        },
+        **schemas.errors(schemas.OPENAI_ERROR),
     },
 )
 async def create(request: Request) -> JSONResponse:
@@ -144,20 +198,20 @@ def read(body: dict[str, Any]) -> GenerateRequest:
     return GenerateRequest.from_kwargs(**{str(name): value for name, value in fields.items()})
 
 
-@router.get("/v1/jobs")
+@router.get("/v1/jobs", summary="List jobs")
 async def every(request: Request) -> dict[str, Any]:
     """The jobs that are remembered, oldest first."""
     house = house_of(request)
     return {"jobs": [told(house, job) for job in house.jobs()]}
 
 
-@router.get("/v1/jobs/{name}")
+@router.get("/v1/jobs/{name}", summary="Ask for a job", responses=_MISSING)
 async def one(request: Request, name: str) -> dict[str, Any]:
     """How far a job is; its results when it is done."""
     return found(house_of(request), name)
 
 
-@router.get("/v1/jobs/{name}/images/{index}")
+@router.get("/v1/jobs/{name}/images/{index}", summary="Fetch a picture", responses=_MISSING)
 async def image(request: Request, name: str, index: int) -> Response:
     """A finished picture's file."""
     house = house_of(request)
@@ -175,7 +229,7 @@ async def image(request: Request, name: str, index: int) -> Response:
     raise HTTPException(404, f"job {name} has no picture {index}")
 
 
-@router.get("/v1/jobs/{name}/preview")
+@router.get("/v1/jobs/{name}/preview", summary="Fetch a preview", responses=_MISSING)
 async def preview(request: Request, name: str) -> Response:
     """What the last previewed picture looks like so far."""
     import io
@@ -188,7 +242,7 @@ async def preview(request: Request, name: str) -> Response:
     return Response(out.getvalue(), media_type="image/png")
 
 
-@router.get("/v1/jobs/{name}/events")
+@router.get("/v1/jobs/{name}/events", summary="Follow a job", responses=_MISSING)
 async def events(request: Request, name: str) -> StreamingResponse:
     """Server-sent events: ``progress`` until ``done``."""
     house, job = house_of(request), _found(request, name)
@@ -201,7 +255,7 @@ async def events(request: Request, name: str) -> StreamingResponse:
     return StreamingResponse(stream(), media_type="text/event-stream")
 
 
-@router.post("/v1/jobs/{name}/cancel")
+@router.post("/v1/jobs/{name}/cancel", summary="Cancel a job", responses=_MISSING)
 async def cancel(request: Request, name: str) -> dict[str, Any]:
     """Stop within one step. What is finished stays."""
     job = _found(request, name)
@@ -209,7 +263,7 @@ async def cancel(request: Request, name: str) -> dict[str, Any]:
     return told(house_of(request), job)
 
 
-@router.delete("/v1/jobs/{name}", status_code=204)
+@router.delete("/v1/jobs/{name}", summary="Forget a job", status_code=204, responses=_MISSING)
 async def delete(request: Request, name: str) -> Response:
     """Cancel a job, and forget its pictures."""
     house = house_of(request)
@@ -224,7 +278,7 @@ async def delete(request: Request, name: str) -> Response:
     return Response(status_code=204)
 
 
-@router.get("/v1/capabilities")
+@router.get("/v1/capabilities", summary="What there is")
 async def capabilities(request: Request) -> dict[str, Any]:
     """Models, samplers, schedules and limits."""
     house = house_of(request)

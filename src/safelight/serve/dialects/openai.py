@@ -20,7 +20,15 @@ from safelight.errors import InvalidRequest
 from safelight.fields import shown as display
 from safelight.request import ALIASES, GenerateRequest, ImageResult, Outcome
 from safelight.serve import wire
-from safelight.serve.dialects import house_of, json_body, shown, submitted, unknown, waited
+from safelight.serve.dialects import (
+    house_of,
+    json_body,
+    schemas,
+    shown,
+    submitted,
+    unknown,
+    waited,
+)
 from safelight.serve.house import House
 from safelight.serve.jobs import Job
 
@@ -48,14 +56,68 @@ _FORM_NUMBERS = {"n", "partial_images", "output_compression", "seed", "steps", "
 _FORM_NUMBERS |= {"num_inference_steps", "guidance_scale", "noise_level", "width", "height"}
 
 
-@router.get("/models")
+_PUBLISHED: dict[str, Any] = {
+    "model": {"type": "string"},
+    "n": schemas.number("integer", 1, 10, default=1),
+    "size": {
+        "type": "string",
+        "description": "`WIDTHxHEIGHT`, or `auto`: the model's native size.",
+    },
+    "response_format": schemas.choice("b64_json", "url", default="b64_json"),
+    "output_format": schemas.choice("png", "jpeg", "webp", default="png"),
+    "output_compression": schemas.number("integer", 0, 100),
+    "partial_images": schemas.number("integer", 0, 3),
+    "stream": {"type": "boolean"},
+    **{
+        name: {"type": "string", "description": "Read, and without effect."}
+        for name in sorted(_SAID)
+    },
+}
+_EXTENSION = {
+    **schemas.request_fields(),
+    "num_inference_steps": {"type": "integer", "description": "`steps`."},
+}
+_JSON = schemas.object_of({**_EXTENSION, **_PUBLISHED}, required=("prompt",), more=True)
+_PICTURED = {"image": schemas.UPLOAD, "mask": schemas.UPLOAD}
+_EDIT = schemas.object_of(
+    {**_EXTENSION, **_PUBLISHED, **_PICTURED}, required=("image", "prompt"), more=True
+)
+_VARY = schemas.object_of({**_EXTENSION, **_PUBLISHED, **_PICTURED}, required=("image",), more=True)
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "plain": {"prompt": "a red cube on top of a blue sphere"},
+    "published fields": {
+        "prompt": "a red cube on top of a blue sphere",
+        "n": 2,
+        "size": "128x128",
+        "response_format": "b64_json",
+        "output_format": "jpeg",
+        "output_compression": 90,
+        "quality": "auto",
+    },
+    "with extension fields": {
+        "prompt": "a red cube on top of a blue sphere",
+        "negative_prompt": "a cone",
+        "num_inference_steps": 8,
+        "guidance_scale": 3.0,
+        "seed": 7,
+        "response_format": "url",
+    },
+}
+_REFUSALS = schemas.errors(schemas.OPENAI_ERROR)
+
+
+@router.get("/models", summary="List models")
 async def models(request: Request) -> dict[str, Any]:
     """The models that are served."""
     data = [_model(name) for name in house_of(request).settings.models]
     return {"object": "list", "data": data}
 
 
-@router.get("/models/{name:path}")
+@router.get(
+    "/models/{name:path}",
+    summary="One model",
+    responses=schemas.errors(schemas.OPENAI_ERROR, 401, 404),
+)
 async def model(request: Request, name: str) -> dict[str, Any]:
     """One of them."""
     return _model(house_of(request).name(name))
@@ -65,7 +127,12 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "safelight"}
 
 
-@router.post("/images/generations")
+@router.post(
+    "/images/generations",
+    summary="Generate",
+    openapi_extra=schemas.body(_JSON, EXAMPLES),
+    responses=_REFUSALS,
+)
 async def generations(request: Request) -> Response:
     """Pictures from a prompt."""
     fields = await json_body(request)
@@ -74,14 +141,21 @@ async def generations(request: Request) -> Response:
     return await _made(request, fields, "image_generation")
 
 
-@router.post("/images/edits")
+@router.post(
+    "/images/edits", summary="Edit", openapi_extra=schemas.body({}, form=_EDIT), responses=_REFUSALS
+)
 async def edits(request: Request) -> Response:
     """A picture made anew by a prompt, where the mask is transparent; all of it without one."""
     fields = await _form(request, "edit")
     return await _made(request, fields, "image_edit")
 
 
-@router.post("/images/variations")
+@router.post(
+    "/images/variations",
+    summary="Vary",
+    openapi_extra=schemas.body({}, form=_VARY),
+    responses=_REFUSALS,
+)
 async def variations(request: Request) -> Response:
     """Others like a picture, by a model that looks at pictures."""
     fields = await _form(request, "vary")
