@@ -22,6 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # A user's own model cache must not decide a test.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="safelight-tests-")
+os.environ["XDG_CACHE_HOME"] = os.path.join(os.environ["HF_HOME"], "cache")
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 settings.register_profile(

@@ -23,6 +23,7 @@ from safelight.serve.house import House, Settings
 def toy_house(*, model: Any = None, **settings: Any) -> House:
     """A house whose models are all one micro model with real networks, for every dialect."""
     settings.setdefault("models", ("toy", "owner/other"))
+    settings.setdefault("measure", False)
     settings.setdefault("azureml", True)
     settings.setdefault("without_checker", True)
     made = model or system("sd-v1").model

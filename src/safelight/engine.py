@@ -72,6 +72,8 @@ class Picture:
     """Never share a network call with another picture (deterministic mode)."""
     model: Model | None = None
     """Whose UNet answers; None for the engine's. One with adapters has a UNet of its own."""
+    unwanted: Callable[[], bool] | None = None
+    """Asked before every tick, whoever makes it: whether to cancel."""
 
     _ask: Ask | None = field(default=None, init=False)
     _cancelled: bool = field(default=False, init=False)
@@ -164,12 +166,20 @@ class Engine:
 
     def __init__(self, model: Model, *, max_rows: int = 32) -> None:
         self.model, self.max_rows = model, max_rows
+        self.max_cells: int | None = None
+        """Most latent cells in one network call, where the device has been measured; one branch
+        goes in any case."""
         self._lock, self._baton = threading.Lock(), threading.Lock()
         self._waiting: list[Picture] = []
         self._live: list[Picture] = []
         """Whose, together with the ticks, the baton's holder is."""
-        self.ticks, self.calls, self.work = 0, 0, 0
-        """Ticks, network calls, and latent cells times branches in them, so far: for metrics."""
+        self.ticks, self.calls, self.work, self.rows = 0, 0, 0, 0
+        """Ticks, network calls, latent cells times branches and branches in them, so far."""
+        self.seconds = 0.0
+        """How long the last tick took."""
+        self.on_tick: Callable[[float, int, int, int], object] | None = None
+        """Told after every tick: its seconds, pictures, rows and network calls."""
+        self._ended = self._looked = 0.0
 
     def submit(self, pictures: Sequence[Picture]) -> None:
         """Add pictures; they join at the next tick, which whoever waits for one makes."""
@@ -199,7 +209,12 @@ class Engine:
         try:
             live = self._joined()
             if live:
+                began, rows, calls = time.perf_counter(), self.rows, self.calls
                 self._tick(live)
+                self._ended = time.perf_counter()
+                self.seconds = self._ended - began
+                if self.on_tick is not None:
+                    self.on_tick(self.seconds, len(live), self.rows - rows, self.calls - calls)
             return bool(live)
         except Exception as error:
             log.exception("the engine stopped")
@@ -210,6 +225,20 @@ class Engine:
         finally:
             self._live = [p for p in self._live if not p.done]
             self._baton.release()
+
+    def interleave(self) -> bool:
+        """Between pieces of other work on this thread (decoding): make a tick once that work, with
+        a next piece like the last, would go on for longer than a tick takes. So it delays a step
+        by one step's time at most, or by one piece where a piece is longer.
+
+        Returns:
+            whether a tick was made.
+        """
+        now = time.perf_counter()
+        piece, self._looked = now - max(self._looked, self._ended), now
+        if now - self._ended + piece <= self.seconds:
+            return False
+        return self.advance()
 
     def abandon(self, pictures: Sequence[Picture]) -> None:
         """Cancel, and forget at once unless a thread is at work, which then does it."""
@@ -230,6 +259,8 @@ class Engine:
             self._live += self._waiting
             self._waiting = []
         for picture in self._live:
+            if picture.unwanted is not None and not picture.done and picture.unwanted():
+                picture._cancelled = True
             if picture._cancelled and not picture.done:
                 picture._end(error=Cancelled("cancelled"))
             elif picture._ask is None and not picture.done:
@@ -256,24 +287,42 @@ class Engine:
                 groups[key].append(_Row(picture, ask, conditioning))
         answers: defaultdict[int, list[Tensor]] = defaultdict(list)
         for rows in groups.values():
-            for start in range(0, len(rows), self.max_rows):
-                part = rows[start : start + self.max_rows]
-                try:
-                    predictions = self._call(part)
-                except Exception as error:
-                    for row in part:
-                        if not row.picture.done:
-                            row.picture._end(error=error)
-                    continue
-                for row, prediction in zip(part, predictions.split(1), strict=True):
-                    answers[id(row.picture)].append(prediction)
+            size = self._size(rows[0])
+            for start in range(0, len(rows), size):
+                self._ask(rows[start : start + size], answers)
         self.ticks += 1  # before answers: the last one wakes whoever waits, and may ask
         for picture in live:
             if not picture.done:
                 self._answer(picture, answers[id(picture)], mixes[id(picture)])
 
+    def _size(self, row: _Row) -> int:
+        if self.max_cells is None:
+            return self.max_rows
+        cells = row.ask.x.shape[-1] * row.ask.x.shape[-2]
+        return max(1, min(self.max_rows, self.max_cells // cells))
+
+    def _ask(self, rows: list[_Row], answers: defaultdict[int, list[Tensor]]) -> None:
+        """One network call. Where it fails, one a picture: one's failure is not the others'."""
+        owners = {id(row.picture): row.picture for row in rows}
+        try:
+            predictions = self._call(rows)
+        except Exception as error:
+            # With too little memory every picture starts again with less, see safelight.generate.
+            if len(owners) == 1 or isinstance(error, MemoryError | torch.OutOfMemoryError):
+                for picture in owners.values():
+                    if not picture.done:
+                        picture._end(error=error)
+                return
+            log.warning("a call of %d pictures failed; each alone", len(owners), exc_info=True)
+        else:
+            for row, prediction in zip(rows, predictions.split(1), strict=True):
+                answers[id(row.picture)].append(prediction)
+            return
+        for name in owners:
+            self._ask([row for row in rows if id(row.picture) == name], answers)
+
     def _call(self, rows: list[_Row]) -> Tensor:
-        self.calls += 1
+        self.calls, self.rows = self.calls + 1, self.rows + len(rows)
         self.work += sum(row.ask.x.shape[-1] * row.ask.x.shape[-2] for row in rows)
         asked = [Row(row.ask.x, row.ask.timestep, row.conditioning) for row in rows]
         return self._runtime(rows[0].picture).predict(asked)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,41 @@ def test_what_a_crash_leaves_runs_again_with_its_seed(tmp_path: Path) -> None:
             right = system("sd-v1").generate(**FEW, seed=40 + k)[0].image
             apart = np.asarray(Image.open(path), np.int16) - np.asarray(right, np.int16)
             assert np.abs(apart).max() <= 1
+
+
+def test_what_was_accepted_runs_whatever_the_queues_limit(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for k in range(3):
+        store.add(Job("toy", [], id=f"left-{k}"), {**FEW, "steps": 30, "seed": k})
+    store.close()
+    house = toy_house(data_dir=str(tmp_path), queue_seconds=1e-6)
+    with serving(house) as client:
+        for k in range(3):
+            while client.get(f"/v1/jobs/left-{k}").json["status"] == "queued":
+                time.sleep(0.02)
+            assert client.done(f"left-{k}")["status"] == "completed"
+
+
+def test_what_cannot_run_any_more_says_so(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.add(Job("toy", [], id="left"), {**FEW, "steps": 30, "seed": 1})
+    store.add(Job("gone", [], id="other"), {**FEW, "model": "gone", "seed": 1})
+    store.close()
+    with serving(toy_house(data_dir=str(tmp_path), max_steps=20)) as client:
+        for name, said in (("left", "steps"), ("other", "gone")):
+            told = client.done(name)
+            assert told["status"] == "failed"
+            assert said in told["error"]
+        assert client.house.store is not None
+        assert client.house.store.unfinished() == []
+
+
+def test_the_same_key_at_once_is_one_job(tmp_path: Path) -> None:
+    with serving(toy_house(data_dir=str(tmp_path))) as client, ThreadPoolExecutor(8) as pool:
+        key = {"idempotency-key": "mine"}
+        answers = list(pool.map(lambda _: client.post("/v1/jobs", FEW, headers=key), range(8)))
+        assert {answer.status for answer in answers} == {202}
+        assert len({answer.json["id"] for answer in answers}) == 1
 
 
 def test_a_restored_job_can_be_cancelled_by_its_id(tmp_path: Path) -> None:
@@ -128,7 +164,7 @@ def test_killed_under_load_every_accepted_job_completes(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "safelight"]
-    command += ["serve", "--port", str(port), "--data", "jobs"]
+    command += ["serve", "--port", str(port), "--data", "jobs", "--no-measure"]
     url = f"http://127.0.0.1:{port}"
 
     def start() -> subprocess.Popen[bytes]:

@@ -29,6 +29,26 @@ def command(
         list[str] | None,
         typer.Option("--api-key", envvar="SAFELIGHT_API_KEY", help="Who may ask; several times."),
     ] = None,
+    keys: Annotated[
+        str | None,
+        typer.Option(
+            "--keys", envvar="SAFELIGHT_KEYS", help="TOML file of keys, priorities and quotas."
+        ),
+    ] = None,
+    load: Annotated[
+        str,
+        typer.Option("--load", help="start: every model at the start; lazy: the first."),
+    ] = "lazy",
+    memory: Annotated[
+        float | None,
+        typer.Option("--memory", help="GiB beyond which idle models are unloaded."),
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure/--no-measure", help="Choose the size of network calls by measuring, once."
+        ),
+    ] = True,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps.")] = None,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32, float16, bfloat16.")
@@ -44,8 +64,13 @@ def command(
         typer.Option("--embedding-dir", help="Folder of textual inversions that may be named."),
     ] = None,
     live: Annotated[
-        int, typer.Option("--live", min=1, help="Most pictures that share the networks.")
-    ] = 8,
+        int | None,
+        typer.Option("--live", min=1, help="Most pictures that share the networks. [as measured]"),
+    ] = None,
+    patience: Annotated[
+        float,
+        typer.Option("--patience", min=1, help="Seconds after which a job is not overtaken."),
+    ] = 60.0,
     queue_seconds: Annotated[
         float, typer.Option("--queue-seconds", min=1, help="Work that may wait, in seconds.")
     ] = 600.0,
@@ -61,6 +86,9 @@ def command(
         float,
         typer.Option("--drain-seconds", min=0, help="How long accepted work may end at a stop."),
     ] = 60.0,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Log one JSON object a line.")
+    ] = False,
     azureml: Annotated[
         bool,
         typer.Option("--azureml", help="Answer AzureML's /score too. Needs a safety checker."),
@@ -85,13 +113,18 @@ def command(
     try:
         import uvicorn
 
+        from safelight.serve import logs
         from safelight.serve.app import create_app, refuse_unchecked
         from safelight.serve.house import House, Settings
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("safelight"):
             raise
         raise MissingExtra("the server", "serve") from error
-    if host not in ("127.0.0.1", "localhost", "::1") and not api_key:
+    if load not in ("lazy", "start"):
+        raise InvalidRequest("load", f"{load!r} is unknown.", "lazy or start.")
+    if memory is not None and not memory > 0:
+        raise InvalidRequest("memory", f"must be above 0, not {memory:g}.")
+    if host not in ("127.0.0.1", "localhost", "::1") and not (api_key or keys):
         show.words().print(
             "Anyone who reaches this port may use it: no --api-key was given.", style="yellow"
         )
@@ -107,7 +140,12 @@ def command(
         lora_dir=tuple(lora_dir or ()),
         embedding_dir=tuple(embedding_dir or ()),
         api_keys=tuple(api_key or ()),
+        keys=keys,
+        load="start" if load == "start" else "lazy",
+        memory=memory,
+        measure=measure,
         live=live,
+        patience=patience,
         queue_seconds=queue_seconds,
         max_count=max_count,
         max_steps=max_steps,
@@ -119,8 +157,18 @@ def command(
     house = House(settings, loader=_moderated() if content_safety else None)
     if azureml:
         refuse_unchecked(house)
-    show.words().print(f"http://{host}:{port} serves {', '.join(settings.models)}", markup=False)
-    uvicorn.run(create_app(house=house), host=host, port=port, log_level="info", access_log=False)
+    if not log_json:
+        told = f"http://{host}:{port} serves {', '.join(settings.models)}"
+        show.words().print(told, markup=False)
+    uvicorn.run(
+        create_app(house=house),
+        host=host,
+        port=port,
+        log_config=logs.config(as_json=log_json),
+        access_log=False,
+        # A client that does not read its answer must not keep the server from stopping.
+        timeout_graceful_shutdown=int(drain_seconds) + 5,
+    )
 
 
 def _moderated() -> Callable[..., Any]:

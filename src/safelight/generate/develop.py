@@ -19,14 +19,20 @@ NAN_FIX = "Try dtype float32, or a lower guidance scale."
 
 
 @torch.inference_mode()
-def develop(model: Model, latents: Tensor) -> tuple[Shown, bool]:
+def develop(
+    model: Model, latents: Tensor, breathe: Callable[[], object] | None = None
+) -> tuple[Shown, bool]:
     """Decode ``latents`` (1, C, h, w), in tiles where memory runs out.
+
+    Args:
+        breathe: called between pieces of the decoder; see :meth:`Engine.interleave
+            <safelight.engine.Engine.interleave>`.
 
     Returns:
         what there is to see, before anybody has looked at it; whether it was made in tiles.
     """
     try:
-        return _developed(model, latents, lambda z: decode(model, z)), False
+        return _developed(model, latents, lambda z: decode(model, z, breathe)), False
     except Exception as error:
         if not thrift.is_out_of_memory(error):
             raise
@@ -40,9 +46,18 @@ def develop(model: Model, latents: Tensor) -> tuple[Shown, bool]:
     return tiles, True
 
 
-def decode(model: Model, latents: Tensor) -> Tensor:
+def decode(model: Model, latents: Tensor, breathe: Callable[[], object] | None = None) -> Tensor:
     """Alone, whatever the batch: the decoder adds no difference between batches."""
-    return model.runtime.decode(latents.to(next(model.vae.parameters()).dtype))
+    latents = latents.to(next(model.vae.parameters()).dtype)
+    if breathe is None:
+        return model.runtime.decode(latents)
+    pieces = model.runtime.decoding(latents)
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as stop:
+            return stop.value
+        breathe()
 
 
 def to_image(pixels: Tensor) -> Image.Image:

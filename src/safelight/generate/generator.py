@@ -11,7 +11,7 @@ import itertools
 import logging
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,11 @@ class Generator:
         self.model, self.moderation = model, moderation
         self.engine = Engine(model)
         self.adapters = Adapters(model, *registries(lora_dir, embedding_dir))
-        self._micro_batch = micro_batch
+        self.micro_batch = micro_batch
+        self.breathe: Callable[[], object] = self.engine.interleave
+        """Called between pieces of a picture's decoding: whoever is live goes on meanwhile."""
+        self.batch_cells: int | None = None
+        """Latent cells of the pictures that share a call, where the device has been measured."""
         self._lock = threading.Lock()
         self._groups: list[_Group] = []
 
@@ -242,7 +246,8 @@ class Generator:
 
     def _stream(self, jobs: list[_Job], cancel: Cancel) -> Iterator[Event]:
         clock = Clock(sum(job.course.calls for job in jobs))
-        size = self._micro_batch or micro_batch(self.model, [job.request for job in jobs])
+        requests = [job.request for job in jobs]
+        size = self.micro_batch or micro_batch(self.model, requests, self.batch_cells)
         refused = self._refused(jobs) if not cancel.is_set else {}
         for job, reason in refused.items():
             yield self._result(job, _Group([job]), Outcome.rejected, reason)
@@ -288,7 +293,7 @@ class Generator:
                         continue
                     if engine is None:
                         try:
-                            engine = self._submit(group, answers)
+                            engine = self._submit(group, answers, lambda: cancel.is_set)
                         except Exception as error:
                             yield from self._starve(group, waiting, error)
                             continue
@@ -302,11 +307,12 @@ class Generator:
                 engine.abandon([job.picture for job in group.jobs if job.picture is not None])
             self._leave(group)
 
-    def _submit(self, group: _Group, answers: Answers) -> Engine:
+    def _submit(self, group: _Group, answers: Answers, cancelled: Callable[[], bool]) -> Engine:
         cheaper = any(job.cheaper for job in group.jobs)
         engine = Engine(self.model, max_rows=1) if cheaper else self.engine
         for job in group.jobs:
             job.picture = self._picture(job, answers)
+            job.picture.unwanted = cancelled
         engine.submit([job.picture for job in group.jobs if job.picture is not None])
         return engine
 
@@ -380,7 +386,7 @@ class Generator:
             return None
         try:
             with torch.inference_mode():
-                image = to_image(decode(self.model, answered.denoised()))
+                image = to_image(decode(self.model, answered.denoised(), self.breathe))
             return guard.preview(self.model, job.request, image, self.moderation)
         except (RuntimeError, MemoryError):  # a preview must never cost the picture
             log.warning("no preview of step %d", step, exc_info=True)
@@ -400,7 +406,7 @@ class Generator:
             return self._result(job, group, shown.outcome, shown.message, shown)
         try:
             latents = job.picture.result()
-            developed, tiled = develop(self.model, latents)
+            developed, tiled = develop(self.model, latents, self.breathe)
             if developed.image is not None:
                 image = job.course.scene.finished(developed.image)
                 developed = dataclasses.replace(developed, image=image)
@@ -486,12 +492,15 @@ def _heard(answers: Answers, *, wait: bool) -> Iterator[tuple[_Job, Answered]]:
         return
 
 
-def micro_batch(model: Model, requests: Sequence[GenerateRequest]) -> int:
+def micro_batch(
+    model: Model, requests: Sequence[GenerateRequest], measured: int | None = None
+) -> int:
     """How many pictures share a call: eight of 128 pixels a side on a CPU, where more gain nothing,
-    and one of 512, so that the first picture is there early."""
+    and one of 512, so that the first picture is there early. Or as many as fill ``measured``
+    latent cells."""
     side = model.spec.vae.factor
     cells = max((r.width or 0) * (r.height or 0) for r in requests) // side**2
-    budget = 2048 if model.device.type == "cpu" else 65536
+    budget = measured or (2048 if model.device.type == "cpu" else 65536)
     return max(1, min(16, budget // max(1, cells)))
 
 

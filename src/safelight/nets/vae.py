@@ -6,6 +6,7 @@ Rombach et al. 2022 (2112.10752), section 3.1; the posterior is that of Kingma a
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import NamedTuple
 
 import torch
@@ -142,6 +143,17 @@ class Decoder(nn.Module):
         h = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
             h = block(h)
+        return self._pixels(h)
+
+    def decoding(self, z: Tensor) -> Generator[None, None, Tensor]:
+        """The same in pieces: yields between blocks, returns the pixels."""
+        h = self.mid_block(self.conv_in(z))
+        for block in self.up_blocks:
+            yield
+            h = block(h)
+        return self._pixels(h)
+
+    def _pixels(self, h: Tensor) -> Tensor:
         return self.conv_out(F.silu(self.conv_norm_out(h)))
 
 
@@ -167,6 +179,10 @@ class VAE(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents to pixels: divides by ``spec.scaling_factor`` first."""
         return self.decoder(self.post_quant_conv(latents / self.spec.scaling_factor))
+
+    def decoding(self, latents: Tensor) -> Generator[None, None, Tensor]:
+        """:meth:`decode` in pieces: yields between them, returns the pixels."""
+        return self.decoder.decoding(self.post_quant_conv(latents / self.spec.scaling_factor))
 
     def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Posterior]:
         """Reconstruction and posterior, for training; ``noise`` as in :meth:`Posterior.sample`."""

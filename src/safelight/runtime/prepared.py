@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from safelight.conditioning import Conditioning
-from safelight.nets.vae import Posterior
+from safelight.nets.vae import VAE, Posterior
 from safelight.runtime.attention import Read
 from safelight.runtime.plan import Plan, choose
 from safelight.runtime.unet import FusedUNet
@@ -121,6 +121,15 @@ class Prepared:
         if self._fused_decoder is None or _touched(self._vae_parts):
             return self._vae.decode(latents)
         return self._fused_decoder(latents)
+
+    @torch.inference_mode()
+    def decoding(self, latents: Tensor) -> Generator[None, None, Tensor]:
+        """:meth:`decode` in pieces: yields between them, returns the same pixels."""
+        vae = self._vae
+        if _touched(self._vae_parts) or not isinstance(vae, VAE):
+            return vae.decode(latents)
+        yield
+        return (yield from (self._fused_decoder or vae).decoding(latents))
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Posterior:

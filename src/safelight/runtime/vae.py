@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +31,18 @@ class FusedDecoder:
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Scaled latents ``(N, latent_channels, h, w)`` to pixels ``(N, 3, f*h, f*w)``."""
+        pieces = self.decoding(latents)
+        while True:
+            try:
+                next(pieces)
+            except StopIteration as stop:
+                return stop.value
+
+    def decoding(self, latents: Tensor) -> Generator[None, None, Tensor]:
+        """The same, yielding between layers."""
         h = F.conv2d(latents / self._scale, self._post.weight, self._post.bias)
         h = self._conv_in(h.contiguous(memory_format=torch.channels_last), self._conv_in.bias)
         for step in self._steps:
             h = step(h)
+            yield
         return self._conv_out(h, self._conv_out.bias)

@@ -1,20 +1,16 @@
-"""The HTTP application: limits, keys, errors, metrics and health around the dialects."""
+"""The HTTP application: the dialects, their errors, health and metrics."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
-import secrets
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 
 from safelight import __version__
@@ -23,10 +19,13 @@ from safelight.serve import scoring
 from safelight.serve.dialects import a1111, a1111_lists, azureml, deepinfra, native, openai
 from safelight.serve.house import House, Settings
 from safelight.serve.jobs import Busy, Draining, Late
+from safelight.serve.keys import Forbidden, Quota
+from safelight.serve.outside import Outside
+from safelight.serve.store import StoreError
 
 log = logging.getLogger("safelight.serve")
-OPEN = ("/healthz", "/readyz")
-"""Paths that need no key: whoever watches the server has none."""
+_CODES = {401: "invalid_api_key", 403: "forbidden", 404: "not_found", 405: "method_not_allowed"}
+_CODES |= {408: "too_slow", 413: "too_large"}
 
 
 def create_app(settings: Settings | None = None, *, house: House | None = None) -> FastAPI:
@@ -52,31 +51,35 @@ def create_app(settings: Settings | None = None, *, house: House | None = None) 
         summary="Stable Diffusion: one port, every client.",
         lifespan=lifespan,
     )
-    app.state.house, app.state.metrics = house, Metrics(house)
+    app.state.house, app.state.metrics = house, house.metrics
     app.state.a1111, app.state.a1111_options = {}, {}
     for dialect in (native, openai, deepinfra, a1111, a1111_lists):
         app.include_router(dialect.router)
+    app.add_middleware(Outside, house=house, answer=_answer)  # type: ignore[arg-type]
     if house.settings.azureml:
         app.include_router(azureml.router)
-    app.middleware("http")(_outside)
     for kind in (SafelightError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _answer)
 
     @app.get("/healthz", include_in_schema=False)
     async def healthz() -> dict[str, str]:
-        """The process lives."""
+        """The process lives, and so does every model's thread."""
+        if not house.healthy:
+            raise HTTPException(500, "a model's thread has ended")
         return {"status": "ok"}
 
     @app.get("/readyz", include_in_schema=False)
     async def readyz() -> Response:
-        """The first model is loaded."""
-        ready = house.default in house.loaded()
-        return JSONResponse({"ready": ready}, 200 if ready else 503)
+        """The models of the start have been loaded, and requests are taken."""
+        ready = house.ready
+        told = {"ready": ready, "loaded": sorted(house.loaded()), "draining": house.draining}
+        return JSONResponse(told, 200 if ready else 503)
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
         """For Prometheus."""
-        return PlainTextResponse(app.state.metrics.text(), media_type="text/plain; version=0.0.4")
+        text = await asyncio.to_thread(house.metrics.text, house.loaded())
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     return app
 
@@ -92,91 +95,19 @@ def refuse_unchecked(house: House) -> None:
 
 
 def _start(house: House) -> None:
-    """Load the first model, and take up again what a crash has left."""
-    house.worker(None)
+    """Load the models of the start, and take up again what a crash has left."""
+    try:
+        house.start()
+    except Exception:
+        log.exception("a model could not be loaded; the server is not ready")
     left = native.restore(house)
     if left:
         log.warning("%d jobs of before are taken up again", left)
 
 
-class Metrics:
-    """What the server counts. A registry of its own: several servers may live in one process."""
-
-    def __init__(self, house: House) -> None:
-        self._house, self.registry = house, CollectorRegistry()
-        self.requests = Counter(
-            "safelight_requests", "HTTP requests.", ["route", "status"], registry=self.registry
-        )
-        self.seconds = Histogram(
-            "safelight_request_seconds", "Time to answer.", ["route"], registry=self.registry
-        )
-        self.refused = Counter(
-            "safelight_refused", "Requests refused.", ["reason"], registry=self.registry
-        )
-        labels: Sequence[str] = ["model"]
-        self._queued = Gauge("safelight_queued_jobs", "Waiting.", labels, registry=self.registry)
-        self._running = Gauge("safelight_running_jobs", "Running.", labels, registry=self.registry)
-        self._backlog = Gauge(
-            "safelight_backlog_seconds", "Expected work.", labels, registry=self.registry
-        )
-        self._ticks = Gauge("safelight_ticks", "Engine ticks.", labels, registry=self.registry)
-        self._calls = Gauge("safelight_calls", "Network calls.", labels, registry=self.registry)
-
-    def text(self) -> bytes:
-        """Everything as Prometheus reads it."""
-        for name, worker in self._house.loaded().items():
-            queued, running = worker.depth
-            self._queued.labels(name).set(queued)
-            self._running.labels(name).set(running)
-            self._backlog.labels(name).set(worker.backlog)
-            self._ticks.labels(name).set(worker.generator.engine.ticks)
-            self._calls.labels(name).set(worker.generator.engine.calls)
-        return generate_latest(self.registry)
-
-
-# -- around every request -------------------------------------------------------------------------
-
-
-async def _outside(
-    request: Request, call_next: Callable[[Request], Awaitable[Response]]
-) -> Response:
-    """Request ids, keys, the size of bodies; counting."""
-    state, began = request.app.state, time.monotonic()
-    given = request.headers.get("x-request-id", "")
-    request.state.id = given if given.isascii() and 0 < len(given) <= 100 else secrets.token_hex(8)
-    refusal = _refused(request, state.house.settings)
-    if refusal is not None:
-        response: Response = error_body(request, *refusal)
-    else:
-        response = await call_next(request)
-    route = getattr(request.scope.get("route"), "path", "other")
-    state.metrics.requests.labels(route, response.status_code).inc()
-    state.metrics.seconds.labels(route).observe(time.monotonic() - began)
-    response.headers["x-request-id"] = request.state.id
-    log.info("%s %s %s %d", request.state.id, request.method, route, response.status_code)
-    return response
-
-
-def _refused(request: Request, settings: Settings) -> tuple[int, str, str, str] | None:
-    """(status, code, message, field), where the request gets no further."""
-    if settings.api_keys and request.url.path not in OPEN:
-        kind, _, key = request.headers.get("authorization", "").partition(" ")
-        good = kind.lower() == "bearer" and any(
-            hmac.compare_digest(key.strip().encode(), each.encode()) for each in settings.api_keys
-        )
-        if not good:
-            return 401, "invalid_api_key", "Wrong or missing API key: Authorization: Bearer …", ""
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > settings.max_body:
-        return 413, "too_large", f"The body is over {settings.max_body:,} bytes.", ""
-    if request.method in ("POST", "PUT") and not length:
-        return 411, "length_required", "Send a Content-Length.", ""
-    return None
-
-
 async def _answer(request: Request, error: Exception) -> Response:
     """Every error in the form of the dialect that was spoken."""
-    metrics: Metrics = request.app.state.metrics
+    house: House = request.app.state.house
     headers: dict[str, str] = {"x-should-retry": "false"}
     field = ""
     if isinstance(error, InvalidRequest):
@@ -187,8 +118,11 @@ async def _answer(request: Request, error: Exception) -> Response:
         status, code, message = 400, "invalid_value", f"{field or 'body'}: {first['msg']}"
     elif isinstance(error, ModelNotFound):
         status, code, message, field = 404, "model_not_found", str(error), "model"
+    elif isinstance(error, Forbidden):
+        status, code, message, field = 403, "model_not_allowed", str(error), "model"
     elif isinstance(error, Busy):
-        status, code, message = 429, "queue_full", str(error)
+        code = "quota_exceeded" if isinstance(error, Quota) else "queue_full"
+        status, message = 429, str(error)
         headers = {"retry-after": f"{error.retry_after:.0f}", "x-should-retry": "true"}
     elif isinstance(error, Draining):
         status, code, message = 503, "shutting_down", str(error)
@@ -196,17 +130,27 @@ async def _answer(request: Request, error: Exception) -> Response:
     elif isinstance(error, Late):
         status, code, message = 504, "deadline_exceeded", str(error)
     elif isinstance(error, HTTPException):
-        status, code, message = error.status_code, "http_error", str(error.detail)
+        status, message = error.status_code, str(error.detail)
+        code = _CODES.get(status, "http_error")
+        headers |= error.headers or {}
+    elif isinstance(error, StoreError):  # the disk is full, say: not taken, not lost
+        status, code, message = 507, "not_stored", str(error)
     elif isinstance(error, SafelightError):
         status, code, message = 500, "failed", str(error)
     else:
         log.error("request %s failed", getattr(request.state, "id", "?"), exc_info=error)
         status, code, message = 500, "internal_error", "Something went wrong; the log says what."
     if status >= 400:
-        metrics.refused.labels(code).inc()
-    response = error_body(request, status, code, message, field)
+        house.metrics.refused.labels(code).inc()
+        request.state.code = code
+    response = error_body(request, status, code, _short(message), field)
     response.headers.update(headers)
     return response
+
+
+def _short(message: str) -> str:
+    """What was sent may be in it."""
+    return message if len(message) <= 1000 else f"{message[:997]}..."
 
 
 def error_body(request: Request, status: int, code: str, message: str, field: str) -> Response:

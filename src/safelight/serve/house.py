@@ -1,30 +1,32 @@
-"""All models of a server, their workers and jobs, and what a request may ask for."""
+"""A server's models and jobs, and what a request goes through before it waits."""
 
 from __future__ import annotations
 
 import functools
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from pydantic import Field
 
-from safelight.errors import InvalidRequest, ModelNotFound
 from safelight.generate import Generator, load
 from safelight.names import DEFAULT_MODEL
-from safelight.request import GenerateRequest
-from safelight.serve.jobs import Job
+from safelight.request import GenerateRequest, ImageResult
+from safelight.serve import tuning
+from safelight.serve.admission import Limits, visit, within
+from safelight.serve.jobs import Draining, Job
+from safelight.serve.keys import Asker, Keys
+from safelight.serve.metrics import Metrics
+from safelight.serve.models import Models
 from safelight.serve.store import Store
 from safelight.serve.worker import Worker
-from safelight.spec import Record
 
-log = logging.getLogger(__name__)
+_GIB = 2**30
 
 
-class Settings(Record):
+class Settings(Limits):
     """How a server is set up. Every field is an option of ``safelight serve``."""
 
     models: tuple[str, ...] = (DEFAULT_MODEL,)
@@ -36,20 +38,29 @@ class Settings(Record):
     embedding_dir: tuple[str, ...] = ()
     api_keys: tuple[str, ...] = ()
     """Who may ask; empty: everybody who reaches the port."""
-    live: int = Field(default=8, ge=1, le=1024)
-    """Most pictures of a model that share its networks at a time."""
+    keys: str | None = None
+    """A TOML file of keys with priorities and quotas; see :mod:`~safelight.serve.keys`."""
+    load: Literal["lazy", "start"] = "lazy"
+    """``lazy``: the first model at the start, others when they are asked for."""
+    memory: float | None = Field(default=None, gt=0)
+    """GiB that the process may hold before idle models are unloaded."""
+    measure: bool = True
+    """Choose the size of network calls by measuring the device, once a machine and model."""
+    live: int | None = Field(default=None, ge=1, le=1024)
+    """Most pictures of a model that share its networks at a time; None: as measured, 8 at least."""
+    patience: float = Field(default=60.0, gt=0)
+    """Seconds of waiting after which a job is overtaken by nothing that came later."""
     queue_seconds: float = Field(default=600.0, gt=0)
     """Work that may wait, in expected seconds of the device; beyond it requests are refused."""
-    max_pixels: int = Field(default=2048 * 2048, ge=64)
-    max_steps: int = Field(default=512, ge=1)
-    max_count: int = Field(default=10, ge=1)
-    max_prompt: int = Field(default=10_000, ge=1)
-    """Characters."""
     max_body: int = Field(default=64 * 2**20, ge=1024)
     """Bytes of a request."""
+    body_seconds: float = Field(default=60.0, gt=0)
+    """How long a client may take to send one."""
     keep_seconds: float = Field(default=3600.0, ge=0)
     """How long a finished job is remembered."""
     keep_jobs: int = Field(default=1000, ge=1)
+    keep_bytes: int = Field(default=256 * 2**20, ge=0)
+    """What pictures of finished jobs may take in memory; those on disk are there all the same."""
     data_dir: str | None = None
     """Where jobs of the native interface are kept; None: in memory alone."""
     drain_seconds: float = Field(default=60.0, ge=0)
@@ -67,11 +78,21 @@ class House:
         self, settings: Settings, *, loader: Callable[..., Generator] | None = None
     ) -> None:
         self.settings = settings
-        self._load = loader or load
-        self._workers: dict[str, Worker] = {}
-        self._locks = {name: threading.Lock() for name in settings.models}
+        self.keys = Keys.of(settings.keys, settings.api_keys)
+        self.metrics = Metrics()
+        self._loader = loader or load
+        self.models = Models(
+            settings.models,
+            self._load,
+            watch=self.metrics,
+            bound=None if settings.memory is None else settings.memory * _GIB,
+            live=settings.live,
+            limit=settings.queue_seconds,
+            patience=settings.patience,
+        )
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
+        self.draining = False
         self.store = None if settings.data_dir is None else Store(Path(settings.data_dir))
 
     @property
@@ -81,39 +102,37 @@ class House:
 
     def loaded(self) -> dict[str, Worker]:
         """The models that are ready."""
-        return dict(self._workers)
+        return self.models.loaded()
 
     def name(self, model: str | None) -> str:
-        """Which served model is meant: its name, its folder's name, or nothing for the first.
-
-        Raises:
-            ModelNotFound: none of them; the message lists them.
-        """
-        if not model:
-            return self.default
-        wanted = model.strip().rstrip("/").lower()
-        for name in self.settings.models:
-            plain = name.rstrip("/").lower()
-            if wanted in (plain, plain.rsplit("/", 1)[-1]):
-                return name
-        raise ModelNotFound(f"no model {model!r} here; there are {', '.join(self.settings.models)}")
+        """As :meth:`Models.name`."""
+        return self.models.name(model)
 
     def worker(self, model: str | None) -> Worker:
         """A model's worker; loads the model where that has not been done."""
-        name = self.name(model)
-        with self._locks[name]:
-            if name not in self._workers:
-                began = time.monotonic()
-                worker = Worker(
-                    functools.partial(self._load, name, **self._options()),
-                    live=self.settings.live,
-                    limit=self.settings.queue_seconds,
-                )
-                self._workers[name] = worker
-                log.info("loaded %s in %.1f s", name, time.monotonic() - began)
-            return self._workers[name]
+        return self.models.get(model)
 
-    def _options(self) -> dict[str, Any]:
+    def start(self) -> None:
+        """Load what is to be there from the start."""
+        for name in self._first:
+            self.worker(name)
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are taken, and the models of the start have been loaded. One that was
+        unloaded for memory's sake was."""
+        return not self.draining and self.models.seen >= set(self._first)
+
+    @property
+    def _first(self) -> tuple[str, ...]:
+        return self.settings.models if self.settings.load == "start" else (self.default,)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every model's thread lives."""
+        return all(worker.alive for worker in self.loaded().values())
+
+    def _load(self, name: str) -> Generator:
         s = self.settings
         given = {
             "device": s.device,
@@ -122,7 +141,11 @@ class House:
             "lora_dir": list(s.lora_dir) or None,
             "embedding_dir": list(s.embedding_dir) or None,
         }
-        return {name: value for name, value in given.items() if value is not None}
+        options = {key: value for key, value in given.items() if value is not None}
+        generator = self._loader(name, **options)
+        if s.measure:
+            tuning.tune(generator, name)
+        return generator
 
     # -- jobs ----------------------------------------------------------------------------------
 
@@ -135,6 +158,7 @@ class House:
         timeout: float | None = None,
         format: str = "PNG",
         on_accept: Callable[[Job], None] | None = None,
+        restored: bool = False,
     ) -> Job:
         """Check requests against the limits and the model, and queue them as one job.
 
@@ -144,44 +168,57 @@ class House:
             timeout: seconds after which nobody wants it any more, where it still waits.
             format: of the pictures' files.
             on_accept: called before the job is queued; may change it, or refuse it by raising.
+            restored: it was accepted before a restart: the queue's limit does not hold for it.
 
         Raises:
-            InvalidRequest, ModelNotFound: before anything is queued.
+            InvalidRequest, ModelNotFound, Forbidden: before anything is queued.
             Busy, Draining: it cannot be taken now.
         """
-        name = self.name(model)
+        if self.draining:
+            raise Draining("the server is shutting down.")
+        name, asked, asker = self.name(model), visit(), visit().asker
+        if asker is not None:
+            asker.may_use(name)
         for request in requests:
-            self._within_limits(request)
-        worker = self.worker(name)
-        resolved = [request.resolved(worker.generator.model.spec) for request in requests]
-        for request in resolved:
-            self._within_limits(request)
-        # What the model cannot do is known before it waits.
-        worker.generator.stream(request=list(resolved))
-        deadline = None if timeout is None else time.monotonic() + timeout
-        job = Job(name, resolved, priority=priority, deadline=deadline, format=format)
-        if on_accept is not None:
-            on_accept(job)  # may give it the id it had before a restart
-        self._remember(job)
-        try:
-            worker.submit(job)
-        except Exception:
-            self.forget(job.id)
-            raise
+            within(self.settings, request)
+        with self.models.using(name) as worker:
+            resolved = [request.resolved(worker.generator.model.spec) for request in requests]
+            for request in resolved:
+                within(self.settings, request)
+            # What the model cannot do is known before it waits.
+            worker.generator.stream(request=list(resolved))
+            deadline = None if timeout is None else time.monotonic() + timeout
+            job = Job(name, resolved, priority=priority, deadline=deadline, format=format)
+            job.cost, job.origin = worker.cost(resolved), asked.id
+            if asker is not None:
+                job.standing, job.asker = asker.rule.priority, asker.name
+            self._accept(job, worker, on_accept, restored)
         return job
 
-    def _within_limits(self, request: GenerateRequest) -> None:
-        s = self.settings
-        if len(request.prompt) > s.max_prompt or len(request.negative_prompt) > s.max_prompt:
-            long = "prompt" if len(request.prompt) > s.max_prompt else "negative_prompt"
-            raise InvalidRequest(long, f"is over {s.max_prompt:,} characters.")
-        if (request.steps or 0) > s.max_steps:
-            raise InvalidRequest("steps", f"{request.steps} is over this server's {s.max_steps}.")
-        if request.count > s.max_count:
-            raise InvalidRequest("count", f"{request.count} is over this server's {s.max_count}.")
-        if (request.width or 0) * (request.height or 0) > s.max_pixels:
-            problem = f"{request.width}x{request.height} is over this server's {s.max_pixels:,}"
-            raise InvalidRequest("width", f"{problem} pixels.")
+    def _accept(
+        self,
+        job: Job,
+        worker: Worker,
+        on_accept: Callable[[Job], None] | None,
+        restored: bool,
+    ) -> None:
+        asker = visit().asker
+        if asker is not None:
+            asker.charge(job.cost, self._waiting(asker.name))
+            job.listen(functools.partial(_refund, asker))
+        try:
+            if on_accept is not None:
+                on_accept(job)  # may give it the id it had before a restart
+            self._remember(job)
+            worker.submit(job, limited=not restored)
+        except Exception:
+            self.forget(job.id)
+            if asker is not None:
+                asker.refund(job.cost)
+            raise
+
+    def _waiting(self, asker: str) -> int:
+        return sum(not job.status.final for job in self.jobs() if job.asker == asker)
 
     def job(self, name: str) -> Job | None:
         """A job that is still remembered."""
@@ -189,18 +226,20 @@ class House:
             return self._jobs.get(name)
 
     def jobs(self) -> list[Job]:
-        """All that are remembered, oldest first."""
+        """All that are remembered, oldest first; with keys, those of whoever asks."""
+        asker = visit().asker
         with self._lock:
-            return list(self._jobs.values())
+            jobs = list(self._jobs.values())
+        return [job for job in jobs if asker is None or job.asker == asker.name]
 
     def position(self, job: Job) -> int | None:
         """Jobs before it."""
-        worker = self._workers.get(job.model)
+        worker = self.loaded().get(job.model)
         return None if worker is None else worker.position(job)
 
     def eta(self, job: Job) -> float | None:
         """Seconds until it is likely to be done."""
-        worker = self._workers.get(job.model)
+        worker = self.loaded().get(job.model)
         return None if worker is None else worker.eta(job)
 
     def forget(self, name: str) -> None:
@@ -209,18 +248,36 @@ class House:
             self._jobs.pop(name, None)
 
     def _remember(self, job: Job) -> None:
+        """Take a job in; old ones go, and the oldest where there are too many or too large."""
+        old = time.time() - self.settings.keep_seconds
         with self._lock:
             self._jobs[job.id] = job
             done = [each for each in self._jobs.values() if each.status.final]
-            old = time.time() - self.settings.keep_seconds
             many = len(self._jobs) - self.settings.keep_jobs
+            size = sum(map(_bytes, done)) - self.settings.keep_bytes
             for place, each in enumerate(done):
-                if (each.completed or 0) < old or place < many:
+                if (each.completed or 0) < old or place < many or size > 0:
+                    size -= _bytes(each)
                     del self._jobs[each.id]
 
     def close(self) -> None:
         """Finish what was accepted, as long as the settings allow, and stop."""
-        for worker in self._workers.values():
-            worker.close(drain=self.settings.drain_seconds)
+        self.draining = True
+        self.models.close(self.settings.drain_seconds)
         if self.store is not None:
             self.store.close()
+
+
+def _refund(asker: Asker, job: Job) -> None:
+    """What was charged for, and not done."""
+    if job.status.final:
+        asker.refund(job.cost * (1 - (job.progress.done if job.progress else 0.0)))
+
+
+def _bytes(job: Job) -> int:
+    """What a job's pictures take in memory."""
+    return sum(_pixels(result) * 3 for result in job.results)
+
+
+def _pixels(result: ImageResult) -> int:
+    return 0 if result.image is None else result.image.width * result.image.height

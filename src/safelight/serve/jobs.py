@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import math
 import secrets
 import threading
 import time
@@ -13,8 +15,11 @@ from typing import Any
 
 from safelight.errors import SafelightError
 from safelight.generate import Cancel, Event, Preview, Progress
-from safelight.request import GenerateRequest, ImageResult
+from safelight.request import GenerateRequest, ImageResult, Outcome
 
+log = logging.getLogger(__name__)
+
+_FAILED = (Outcome.error, Outcome.out_of_memory, Outcome.nan)
 _NUMBERS = itertools.count()
 
 
@@ -40,6 +45,8 @@ class Job:
         requests: resolved.
         cost: seconds of the device it is expected to take.
         priority: higher goes first; equal ones in order of arrival.
+        standing: of whoever asks; goes before priority.
+        asker: the name of their key; empty where there are none.
         deadline: by :func:`time.monotonic`, after which nobody wants it.
     """
 
@@ -48,6 +55,10 @@ class Job:
     cost: float = 0.0
     priority: int = 0
     deadline: float | None = None
+    standing: int = 0
+    asker: str = ""
+    origin: str = ""
+    """Id of the HTTP request that it came with, for logs."""
     format: str = "PNG"
     """Of the pictures' files."""
     id: str = field(default_factory=lambda: f"job-{secrets.token_hex(12)}")
@@ -61,6 +72,8 @@ class Job:
     completed: float | None = field(default=None, init=False)
     progress: Progress | None = field(default=None, init=False)
     preview: Preview | None = field(default=None, init=False)
+    previewed: float | None = field(default=None, init=False)
+    """When there was first something to see."""
     results: list[ImageResult] = field(default_factory=list, init=False)
     error: Exception | None = field(default=None, init=False)
     cancel_token: Cancel = field(default_factory=Cancel, init=False)
@@ -114,15 +127,15 @@ class Job:
         if isinstance(event, Progress):
             self.progress = event
         elif isinstance(event, Preview):
-            self.preview = event
+            self.preview, self.previewed = event, self.previewed or time.time()
         else:
             self.results.append(event)
         self._tell()
 
     def end(self, error: Exception | None = None) -> None:
         """Final, one way or the other."""
-        self.error, self.completed = error, time.time()
-        status = Status.completed
+        self.error, self.completed = error or self._failure(), time.time()
+        error, status = self.error, Status.completed
         if error is not None:
             status = Status.failed
         elif self.cancel_token.is_set and len(self._good()) < self.count:
@@ -130,10 +143,19 @@ class Job:
         if self.keep is not None:
             try:
                 self.keep(self, status)
-            except SafelightError as failure:
+            except Exception as failure:
+                if not isinstance(failure, SafelightError):
+                    log.exception("job %s could not be kept", self.id)
                 self.error, status = self.error or failure, Status.failed
         self.status = status
         self._tell()
+
+    def _failure(self) -> SafelightError | None:
+        """Why there is no picture at all, where that is a failure."""
+        if not self.results or any(each.outcome not in _FAILED for each in self.results):
+            return None
+        first = self.pictures[0]
+        return SafelightError(f"{first.outcome}: {first.message}")
 
     def _good(self) -> list[ImageResult]:
         return [result for result in self.results if str(result.outcome) != "cancelled"]
@@ -142,7 +164,10 @@ class Job:
         with self._lock:
             listeners = list(self._listeners)
         for listener in listeners:
-            listener(self)
+            try:
+                listener(self)
+            except Exception:  # a client's loop that has closed, say: no business of the worker's
+                log.debug("a listener of job %s failed", self.id, exc_info=True)
 
 
 class Busy(SafelightError):
@@ -150,11 +175,12 @@ class Busy(SafelightError):
 
     Args:
         retry_after: seconds until there is likely to be room.
+        reason: why not now.
     """
 
-    def __init__(self, retry_after: float) -> None:
-        self.retry_after = max(1.0, retry_after)
-        super().__init__(f"the queue is full; try again in {self.retry_after:.0f} s.")
+    def __init__(self, retry_after: float, reason: str = "the queue is full") -> None:
+        self.retry_after = math.ceil(max(1.0, retry_after))
+        super().__init__(f"{reason}; try again in {self.retry_after} s.")
 
 
 class Draining(SafelightError):

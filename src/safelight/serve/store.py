@@ -97,7 +97,8 @@ class Store:
         )
 
     def finish(self, job: Job, status: Status, told: Mapping[str, Any]) -> None:
-        """Write a job's pictures, then what became of it.
+        """Write a job's pictures, then what became of it. Where they do not fit, none stays, and
+        what is written is that it failed.
 
         Raises:
             StoreError: the disk does not take it.
@@ -109,15 +110,34 @@ class Store:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write(path, provenance.encode(result, job.format))
         except OSError as error:
-            raise StoreError(f"the pictures of {job.id} cannot be stored: {error}") from error
+            self._clear(job.id)
+            problem = f"the pictures of {job.id} cannot be stored: {error}"
+            results = [{**each, "url": None} for each in told.get("results", ())]
+            failed = {**told, "status": "failed", "error": problem, "results": results}
+            self._end(job, Status.failed, failed)
+            raise StoreError(problem) from error
+        self._end(job, status, told)
+
+    def _end(self, job: Job, status: Status, told: Mapping[str, Any]) -> None:
         self._execute(
             "UPDATE jobs SET status = ?, completed = ?, told = ? WHERE id = ?",
             (str(status), job.completed, json.dumps(told), job.id),
         )
 
+    def fail(self, kept: Kept, problem: str) -> None:
+        """Write that a job cannot be run any more, and why."""
+        told = {"id": kept.id, "model": kept.model, "status": "failed", "error": problem}
+        told |= {"url": f"/v1/jobs/{kept.id}", "results": []}
+        self._execute(
+            "UPDATE jobs SET status = 'failed', told = ? WHERE id = ?", (json.dumps(told), kept.id)
+        )
+
     def remove(self, name: str) -> None:
         """Forget a job and its pictures."""
         self._execute("DELETE FROM jobs WHERE id = ?", (name,))
+        self._clear(name)
+
+    def _clear(self, name: str) -> None:
         folder = self.picture(name, 0).parent
         for path in folder.glob("*") if folder.is_dir() else ():
             path.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from safelight import inputs, provenance
 from safelight.errors import InvalidRequest
+from safelight.fields import shown
 from safelight.request import ImageResult
 from safelight.serve.jobs import Job
 
@@ -46,9 +47,9 @@ def format_of(name: Any, field: str = "output_format") -> str:
     Raises:
         InvalidRequest: an unknown one.
     """
-    found = FORMATS.get(str(name or "png").lower())
+    found = FORMATS.get(str("png" if name in (None, "") else name).lower())
     if found is None:
-        raise InvalidRequest(field, f"{name!r} is unknown.", "png, jpeg or webp.")
+        raise InvalidRequest(field, f"{shown(name)} is unknown.", "png, jpeg or webp.")
     return found
 
 
@@ -69,11 +70,12 @@ def png(image: Image.Image) -> str:
     return base64_of(out.getvalue())
 
 
-async def finished(job: Job, gone: Callable[[], Awaitable[bool]] | None = None) -> Job:
+async def finished(job: Job, receive: Callable[[], Awaitable[Any]] | None = None) -> Job:
     """Wait for a job's end.
 
     Args:
-        gone: says whether whoever asked has left; the job is then cancelled.
+        receive: of the request, whose body has been read: what comes then is that the client has
+            left, and the job is cancelled at once.
     """
     loop, done = asyncio.get_running_loop(), asyncio.Event()
 
@@ -81,19 +83,22 @@ async def finished(job: Job, gone: Callable[[], Awaitable[bool]] | None = None) 
         if changed.status.final:
             loop.call_soon_threadsafe(done.set)
 
-    stop = job.listen(hear)
+    async def left() -> None:
+        while receive is not None:
+            if (await receive())["type"] == "http.disconnect":
+                job.cancel()
+                return
+
+    stop, watching = job.listen(hear), asyncio.create_task(left())
     try:
-        while not job.status.final:
-            try:
-                await asyncio.wait_for(done.wait(), 0.5)
-            except TimeoutError:
-                if gone is not None and await gone():
-                    job.cancel()
+        if not job.status.final:
+            await done.wait()
     except asyncio.CancelledError:
         job.cancel()
         raise
     finally:
         stop()
+        watching.cancel()
     return job
 
 

@@ -3,45 +3,70 @@
 Every running request is a stream of :meth:`Generator.stream <safelight.generate.Generator.stream>`.
 They take turns on this one thread: the first that has nothing to tell makes a tick, which answers
 *all* live pictures, so requests of different prompts, steps, solvers and guidance share network
-calls, and one that comes in joins at the next tick. After a picture is decoded a tick comes before
-the next decoding: what is live waits for one decoding at most.
+calls, and one that comes in joins at the next tick. Decoding goes on in pieces between ticks:
+what is live waits for a step's time at most (:meth:`Engine.interleave
+<safelight.engine.Engine.interleave>`). Models of one server go round (:mod:`.turns`).
+
+Nothing that a job does ends this thread.
 """
 
 from __future__ import annotations
 
-import heapq
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from safelight.errors import SafelightError
-from safelight.generate import Event, Generator
+from safelight.generate import Event, Generator, Preview
 from safelight.request import GenerateRequest, ImageResult
 from safelight.serve.jobs import Busy, Draining, Job, Late
+from safelight.serve.line import Line
+from safelight.serve.turns import Turns
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_KEPT = 0.98  # of what has been learnt before, at every step
 
 
 @dataclass
 class Meter:
     """Seconds of the device that a unit of work takes, learnt from what has run.
 
-    A unit is one branch of one picture for one network call, a latent cell.
+    A unit is one branch of one picture for one network call, a latent cell. Decoding counts too.
     """
 
     per_unit: float
-    _weight: float = 0.0
+    _units: float = 0.0
+    _seconds: float = 0.0
 
     def learn(self, units: float, seconds: float) -> None:
         """Take in what ``units`` took; newer counts more."""
-        if units <= 0 or seconds <= 0:
-            return
-        share = 1.0 if self._weight == 0 else 0.2
-        self.per_unit += share * (seconds / units - self.per_unit)
-        self._weight = 1.0
+        self._seconds = _KEPT * self._seconds + seconds
+        self._units = _KEPT * self._units + units
+        if self._units > 0 and self._seconds > 0:
+            self.per_unit = self._seconds / self._units
+
+
+class Watch:
+    """Who is told what a worker does, on its thread; must be quick. This one listens to nothing."""
+
+    def began(self, job: Job) -> None:
+        """Its wait has ended."""
+
+    def stepped(self, model: str, seconds: float, pictures: int, rows: int, calls: int) -> None:
+        """A tick: what it took, for how many pictures, in how many network calls."""
+
+    def previewed(self, job: Job) -> None:
+        """There is something to see for the first time."""
+
+    def ended(self, job: Job) -> None:
+        """It is final."""
 
 
 def units(request: GenerateRequest, factor: int) -> float:
@@ -64,8 +89,13 @@ class Worker:
     Args:
         generator: or what loads it, which is then called on the worker's own thread: another
             thread that has computed keeps its team of OpenMP workers, and slows this one's down.
-        live: most pictures that share the networks; others wait.
+        live: most pictures that share the networks; others wait. None: as many as fill a call of
+            the size that the device does best, and 8 at least.
         limit: seconds of work that may wait.
+        patience: seconds after which a job that waits is overtaken by nothing that came later.
+        turns: shared by the models of one device.
+        watch: who is told.
+        name: of the model, for whoever is told.
     """
 
     generator: Generator
@@ -74,26 +104,55 @@ class Worker:
         self,
         generator: Generator | Callable[[], Generator],
         *,
-        live: int = 8,
+        live: int | None = 8,
         limit: float = 600.0,
+        patience: float = 60.0,
+        turns: Turns | None = None,
+        watch: Watch | None = None,
+        name: str = "",
     ) -> None:
-        self.live, self.limit = live, limit
-        self.meter = Meter(2e-6)
+        self._room, self.limit, self.name = live, limit, name
+        self.meter, self.watch = Meter(2e-6), watch or Watch()
+        self.used = time.monotonic()
+        """When it last had something to do."""
+        self._turns = turns or Turns()
         self._condition = threading.Condition()
-        self._queue: list[tuple[int, int, Job]] = []
+        self._line: Line[Job] = Line(patience)
         self._running: deque[_Running] = deque()
+        self._ending = 0
+        self._owed = 0.0
         self._draining = self._stopped = False
         self._failure: Exception | None = None
         self._ready = threading.Event()
+        # Pictures are encoded and stored beside the networks' thread, not on it.
+        self._keeper = ThreadPoolExecutor(1, "safelight-keeper")
         self._thread = threading.Thread(
             target=self._work, args=(generator,), name="safelight-worker", daemon=True
         )
         self._thread.start()
         self._ready.wait()
         if self._failure is not None:
+            self._keeper.shutdown()
             raise self._failure
 
     # -- any thread ----------------------------------------------------------------------------
+
+    @property
+    def live(self) -> int:
+        """Most pictures that share the networks."""
+        spec, measured = self.generator.model.spec, self.generator.batch_cells or 0
+        return self._room or max(8, measured * spec.vae.factor**2 // spec.native_size**2)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs, as it should until it is closed."""
+        return self._thread.is_alive() or self._stopped
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits, runs, or is being stored."""
+        with self._condition:
+            return not self._line and not self._running and not self._ending
 
     def cost(self, requests: list[GenerateRequest]) -> float:
         """Seconds that requests are expected to take alone."""
@@ -104,7 +163,8 @@ class Worker:
     def backlog(self) -> float:
         """Seconds of work that waits or runs."""
         with self._condition:
-            waiting = sum(job.cost for _, _, job in self._queue if not job.cancel_token.is_set)
+            order = self._line.order(time.monotonic())
+            waiting = sum(job.cost for job in order if not job.cancel_token.is_set)
             running = sum(
                 each.job.cost * (1 - (each.job.progress.done if each.job.progress else 0.0))
                 for each in self._running
@@ -115,33 +175,43 @@ class Worker:
     def depth(self) -> tuple[int, int]:
         """Jobs that wait, and jobs that run."""
         with self._condition:
-            return len(self._queue), len(self._running)
+            return len(self._line), len(self._running)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Job, *, limited: bool = True) -> None:
         """Queue a job.
 
+        Args:
+            limited: whether the limit holds for it.
+
         Raises:
-            Busy: more work waits than the limit; an empty worker takes any job.
+            Busy: more work waits than the limit, or than its deadline leaves time for; an empty
+                worker takes any job.
             Draining: it is shutting down.
         """
-        job.cost = self.cost(list(job.requests))
-        waiting = self.backlog
+        job.cost = job.cost or self.cost(list(job.requests))
+        waiting, now = self.backlog, time.monotonic()
+        room = self.limit if job.deadline is None else min(self.limit, job.deadline - now)
         with self._condition:
             if self._draining:
                 raise Draining("the server is shutting down.")
-            if waiting and waiting + job.cost > self.limit:
-                raise Busy(waiting + job.cost - self.limit)
-            heapq.heappush(self._queue, (-job.priority, job.number, job))
+            if limited and waiting and waiting + job.cost > room and not job.late:
+                raise Busy(waiting + job.cost - room)
+            self.used = now
+            self._line.push(
+                job,
+                now=now,
+                count=job.count,
+                cost=job.cost,
+                rank=(job.standing, job.priority),
+                asker=job.asker,
+            )
             self._condition.notify()
 
     def position(self, job: Job) -> int | None:
         """Jobs before it in the queue; None where it does not wait."""
         with self._condition:
-            order = sorted(self._queue)
-        for place, (_, _, each) in enumerate(order):
-            if each is job:
-                return place
-        return None
+            order = self._line.order(time.monotonic())
+        return order.index(job) if job in order else None
 
     def eta(self, job: Job) -> float | None:
         """Seconds until it is likely to be done; None where it is."""
@@ -149,34 +219,43 @@ class Worker:
             return None
         if job.progress is not None:
             return job.progress.eta
-        place = self.position(job)
         with self._condition:
-            ahead = sum(each.cost for _, _, each in sorted(self._queue)[: place or 0])
+            order = self._line.order(time.monotonic())
+            place = order.index(job) if job in order else 0
+            ahead = sum(each.cost for each in order[:place])
             ahead += sum(each.job.progress.eta for each in self._running if each.job.progress)
         return ahead + job.cost
 
-    def close(self, *, drain: float = 0.0) -> None:
-        """Take no more; finish what was accepted within ``drain`` seconds, then cancel."""
+    def refuse(self) -> None:
+        """Take no more."""
         with self._condition:
             self._draining = True
             self._condition.notify()
+
+    def close(self, *, drain: float = 0.0) -> None:
+        """Take no more; finish what was accepted within ``drain`` seconds, then cancel. A job that
+        is kept on disk stays there as it was: it runs when the server starts again."""
+        self.refuse()
         end = time.monotonic() + drain
         while any(self.depth) and time.monotonic() < end:
             time.sleep(0.02)
         with self._condition:
             self._stopped = True
-            for _, _, job in self._queue:
-                job.cancel()
-            for running in self._running:
-                running.job.cancel()
+            left = [*self._line.order(time.monotonic()), *(each.job for each in self._running)]
+            for job in left:
+                if not job.cancel_token.is_set:
+                    job.keep = None
+                    job.cancel()
             self._condition.notify()
         self._thread.join(30)
+        self._keeper.shutdown()
 
     # -- the worker's thread -------------------------------------------------------------------
 
     def _work(self, generator: Generator | Callable[[], Generator]) -> None:
         try:
             made = generator if isinstance(generator, Generator) else generator()
+            made.breathe, made.engine.on_tick = self._breathe, self._ticked
             self.generator = made
         except Exception as error:
             self._failure = error
@@ -188,36 +267,43 @@ class Worker:
     def _run(self) -> None:
         while True:
             with self._condition:
-                while not self._queue and not self._running:
+                while not self._line and not self._running:
                     if self._stopped:
                         return
                     self._condition.wait()
                 waiting = self._admitted()
-            for job in waiting:
-                self._begin(job)
-            if self._running:
-                self._turn(self._running[0])
+            try:
+                for job in waiting:
+                    self._begin(job)
+                if self._running:
+                    with self._turns.turn():
+                        self._round()
+            except Exception as error:  # a fault of this file's: it must not end the thread
+                self._recover([*waiting, *(each.job for each in self._running)], error)
+
+    def _recover(self, jobs: list[Job], error: Exception) -> None:
+        log.exception("the worker failed; so do %d jobs", len(jobs))
+        with self._condition:
+            self._running.clear()
+        for job in jobs:
+            if not job.status.final:
+                job.keep = None  # whatever it was: what is on disk runs again after a restart
+                job.end(error)
 
     def _admitted(self) -> list[Job]:
         """Those whose turn it is, as far as there is room; and those that nobody wants any more,
         wherever they stand. Called with the lock."""
-        gone = [item for item in self._queue if item[2].cancel_token.is_set or item[2].late]
-        if gone:
-            self._queue = [item for item in self._queue if item not in gone]
-            heapq.heapify(self._queue)
-        taken = [job for _, _, job in gone]
+        gone = self._line.drop(lambda job: job.cancel_token.is_set or job.late)
         live = sum(running.job.count for running in self._running)
-        while self._queue and (live == 0 or live + self._queue[0][2].count <= self.live):
-            job = heapq.heappop(self._queue)[2]
-            taken.append(job)
-            live += job.count
-        return taken
+        return gone + self._line.take(live, self.live, time.monotonic())
 
     def _begin(self, job: Job) -> None:
         if job.cancel_token.is_set or job.late:
-            job.end(None if job.cancel_token.is_set else Late("its deadline passed in the queue."))
+            late = Late("its deadline passed in the queue.")
+            self._end(job, None if job.cancel_token.is_set else late)
             return
         job.begin()
+        self.watch.began(job)
         try:
             events = self.generator.stream(request=list(job.requests), cancel=job.cancel_token)
         except Exception as error:
@@ -226,30 +312,79 @@ class Worker:
         with self._condition:
             self._running.append(_Running(job, iter(events)))
 
-    def _turn(self, running: _Running) -> None:
+    def _round(self) -> None:
+        """Let the running ones tell one thing each, until one of them has computed."""
+        for _ in range(len(self._running)):
+            before = self.generator.engine.work
+            event = self._turn(self._running[0])
+            if isinstance(event, ImageResult):
+                self._computed(self.generator.engine.advance)
+            if self.generator.engine.work > before:
+                return
+
+    def _turn(self, running: _Running) -> Event | None:
         """Let the first in the row tell one thing, and put it behind the others."""
-        job, engine = running.job, self.generator.engine
-        began, before = time.perf_counter(), engine.work
+        job, event = running.job, None
         try:
-            event = next(running.events, None)
+            event = self._computed(lambda: next(running.events, None))
         except Exception as error:
-            event = None
             self._fail(job, error)
         else:
             if event is None:
-                job.end()
+                self._end(job)
             else:
+                first = job.preview is None and isinstance(event, Preview)
                 job.hear(event)
+                if first:
+                    self.watch.previewed(job)
         with self._condition:
             self._running.popleft()
             if event is not None:
                 self._running.append(running)
-        if isinstance(event, ImageResult):
-            engine.advance()
-        elif engine.work > before:
-            self.meter.learn(engine.work - before, time.perf_counter() - began)
+            self.used = time.monotonic()
+        return event
+
+    def _computed(self, action: Callable[[], T]) -> T:
+        """What ``action`` gives; what it took is learnt from."""
+        engine, began = self.generator.engine, time.perf_counter()
+        before = engine.work
+        try:
+            return action()
+        finally:
+            self._owed += time.perf_counter() - began
+            if engine.work > before:
+                self.meter.learn(engine.work - before, self._owed)
+                self._owed = 0.0
+
+    def _breathe(self) -> None:
+        """Between pieces of a decoding: other models' turn, then this one's other pictures."""
+        self._turns.pass_on()
+        self.generator.engine.interleave()
+
+    def _ticked(self, seconds: float, pictures: int, rows: int, calls: int) -> None:
+        self.watch.stepped(self.name, seconds, pictures, rows, calls)
 
     def _fail(self, job: Job, error: Exception) -> None:
         if not isinstance(error, SafelightError):
             log.exception("job %s failed", job.id)
+        self._end(job, error)
+
+    def _end(self, job: Job, error: Exception | None = None) -> None:
+        """Final: beside this thread where it has to be stored first."""
+        if job.keep is None:
+            self._final(job, error)
+            return
+        with self._condition:
+            self._ending += 1
+        self._keeper.submit(self._stored, job, error)
+
+    def _stored(self, job: Job, error: Exception | None) -> None:
+        try:
+            self._final(job, error)
+        finally:
+            with self._condition:
+                self._ending -= 1
+
+    def _final(self, job: Job, error: Exception | None) -> None:
         job.end(error)
+        self.watch.ended(job)

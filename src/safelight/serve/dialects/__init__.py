@@ -43,13 +43,20 @@ async def submitted(
     return await asyncio.to_thread(house_of(request).submit, requests, model, **how)
 
 
-async def waited(request: Request, job: Job) -> list[ImageResult]:
+async def waited(request: Request, job: Job, *, keep: bool = False) -> list[ImageResult]:
     """The pictures of a job, when it is done; it is cancelled when the client leaves.
+
+    Args:
+        keep: remember it afterwards: its pictures will be asked for by address.
 
     Raises:
         what the job failed with, or that a picture could not be made.
     """
-    await wire.finished(job, request.is_disconnected)
+    try:
+        await wire.finished(job, request.receive)
+    finally:
+        if not keep:
+            house_of(request).forget(job.id)
     if job.error is not None:
         raise job.error
     if job.status is Status.cancelled:

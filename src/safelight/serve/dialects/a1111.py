@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from safelight import names, provenance
 from safelight.errors import InvalidRequest
+from safelight.fields import shown
 from safelight.request import GenerateRequest, ImageResult
 from safelight.serve import wire
 from safelight.serve.dialects import house_of, json_body, schemas, submitted
@@ -141,10 +142,11 @@ def read(body: Mapping[str, Any], *, starts: bool = False) -> GenerateRequest:
     for name, harmless in _REFUSED.items():
         value = body.get(name)
         if not any(value == each for each in harmless):
-            raise InvalidRequest(name, f"{value!r} is not supported here.", "Leave it out.")
+            raise InvalidRequest(name, f"{shown(value)} is not supported here.", "Leave it out.")
     scripts = body.get("alwayson_scripts") or {}
     if scripts:
-        raise InvalidRequest("alwayson_scripts", f"{sorted(scripts)} are not installed here.")
+        said = shown(sorted(scripts) if isinstance(scripts, Mapping) else scripts)
+        raise InvalidRequest("alwayson_scripts", f"{said}: not installed here.")
     settings = body.get("override_settings") or {}
     if not isinstance(settings, Mapping):
         raise InvalidRequest("override_settings", "must be an object.")
@@ -161,7 +163,7 @@ def read(body: Mapping[str, Any], *, starts: bool = False) -> GenerateRequest:
     fields["batch_size"] = _given(body, "batch_size", 1)
     fields["n_iter"] = _given(body, "n_iter", 1)
     for name in ("width", "height"):
-        if body.get(name):
+        if body.get(name) not in (None, 0, ""):
             fields[name] = body[name]
     last = settings.get("CLIP_stop_at_last_layers")
     if last is not None:
@@ -169,7 +171,7 @@ def read(body: Mapping[str, Any], *, starts: bool = False) -> GenerateRequest:
     try:
         names.sampler(fields["sampler"])
     except InvalidRequest as error:
-        raise HTTPException(404, f"Sampler not found: {error.problem}") from None
+        raise HTTPException(404, f"Sampler not found: {error.problem[:200]}") from None
     # Clients send eta for every sampler; it means something to some.
     if body.get("eta") is not None and _takes_eta(fields["sampler"]):
         fields["eta"] = body["eta"]
@@ -239,18 +241,19 @@ async def _made(
     jobs: dict[str, Job] = request.app.state.a1111
     jobs[job.id] = job
     try:
-        await wire.finished(job, request.is_disconnected)
+        await wire.finished(job, request.receive)
     finally:
         jobs.pop(job.id, None)
+        house.forget(job.id)
     if job.error is not None:
         raise job.error
     results = [result for result in job.pictures if result.image is not None]
     if not results and job.status is not Status.cancelled:
         reason = "; ".join(result.message for result in job.pictures)
         raise HTTPException(500, reason or "no picture was made")
-    shown = results if _given(body, "send_images", True) else []
+    sent = results if _given(body, "send_images", True) else []
     return {
-        "images": [wire.encoded(result) for result in shown],
+        "images": [wire.encoded(result) for result in sent],
         "parameters": dict(body),
         "info": json.dumps(_info(job, results, house.name(job.model))),
     }

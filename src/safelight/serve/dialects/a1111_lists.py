@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from safelight import names, provenance
 from safelight.errors import InvalidRequest
+from safelight.fields import shown
 from safelight.serve import wire
 from safelight.serve.dialects import house_of, json_body, schemas
 from safelight.store.pictures import open_picture, read_metadata
@@ -201,7 +202,10 @@ async def png_info(request: Request) -> dict[str, Any]:
     """What a picture says about how it was made."""
     body = await json_body(request)
     data = wire.picture(body.get("image"), "image")
-    text = read_metadata(data).parameters or ""
+    try:
+        text = read_metadata(data).parameters or ""
+    except InvalidRequest as error:
+        raise InvalidRequest("image", error.problem, error.fix) from None
     try:
         _, _, parameters = provenance.parse_parameters(text) if text else ("", "", {})
     except InvalidRequest:
@@ -245,9 +249,9 @@ def _enlarged(body: dict[str, Any], field: str) -> str:
         if body.get(name):
             raise InvalidRequest(name, "is not supported here.", "Leave it at 0.")
     upscaler = body.get("upscaler_1", "Lanczos")
-    if upscaler not in _UPSCALERS:
+    if not isinstance(upscaler, str) or upscaler not in _UPSCALERS:
         known = ", ".join(_UPSCALERS)
-        raise InvalidRequest("upscaler_1", f"{upscaler!r} is not here.", f"There are {known}.")
+        raise InvalidRequest("upscaler_1", f"{shown(upscaler)} is not here.", f"There are {known}.")
     image = open_picture(wire.picture(body.get("image"), field), field=field)
     factor = body.get("upscaling_resize", 2)
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= 8:

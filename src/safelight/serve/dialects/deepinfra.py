@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from safelight.errors import InvalidRequest
+from safelight.fields import shown as shown_value
 from safelight.request import GenerateRequest
 from safelight.serve import wire
 from safelight.serve.dialects import (
@@ -130,6 +131,9 @@ def read(fields: dict[str, Any]) -> GenerateRequest:
     given = {k: v for k, v in given.items() if v is not None and v != ""}
     if "prompt" not in given:
         raise InvalidRequest("prompt", "is missing.", "Say what the picture shows.")
+    for name in ("lora", "lora_name"):
+        if not isinstance(given.get(name, ""), str):
+            raise InvalidRequest(name, f"must be a name, not {shown_value(given[name])}.")
     if given.pop("webhook", None):
         raise InvalidRequest("webhook", "is not supported here.", "Wait for the answer.")
     made: dict[str, Any] = {
@@ -157,11 +161,14 @@ def _number(name: str, value: Any) -> Any:
     if value is None or value == "":
         return None
     try:
+        if isinstance(value, bool | bytes):
+            raise TypeError
         number = kind(value)
-    except (TypeError, ValueError):
-        raise InvalidRequest(name, f"must be a number, not {value!r}.") from None
-    if isinstance(value, bool) or number != float(value) or not low <= number <= high:
-        raise InvalidRequest(name, f"must be from {low} to {high}, not {value!r}.")
+        whole = number == float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidRequest(name, f"must be a number, not {shown_value(value)}.") from None
+    if not whole or not low <= number <= high:
+        raise InvalidRequest(name, f"must be from {low} to {high}, not {shown_value(value)}.")
     return number
 
 

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from safelight import names, provenance
 from safelight.errors import InvalidRequest, SafelightError
+from safelight.fields import shown
 from safelight.request import GenerateRequest, ImageResult
 from safelight.serve import wire
 from safelight.serve.dialects import house_of, json_body, schemas
@@ -154,10 +155,14 @@ def accept(
             priority=int(priority or 0),
             format=wire.format_of(own.get("output_format")),
             on_accept=accepted,
+            restored=kept is not None,
         )
     except SafelightError:
         for undo in added:  # refused after all: it must not run after a restart
             undo()
+        known = store.by_key(key) if key and store is not None and not added else None
+        if known is not None:  # the same request, sent twice at once
+            return found(house, known.id)
         raise
     return told(house, job)
 
@@ -168,8 +173,10 @@ def restore(house: House) -> int:
     for kept in left:
         try:
             accept(house, kept.body, kept=kept)
-        except SafelightError:
+        except SafelightError as error:
             log.exception("job %s cannot be taken up again", kept.id)
+            if house.store is not None:
+                house.store.fail(kept, str(error))
     return len(left)
 
 
@@ -332,6 +339,6 @@ def _number(fields: dict[str, Any], name: str) -> float | None:
     value = fields.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise InvalidRequest(name, f"must be a number from 0 on, not {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e9:
+        raise InvalidRequest(name, f"must be a number from 0 to 1e9, not {shown(value)}.")
     return float(value)

@@ -17,6 +17,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from safelight.errors import InvalidRequest
+from safelight.fields import shown as display
 from safelight.request import ALIASES, GenerateRequest, ImageResult, Outcome
 from safelight.serve import wire
 from safelight.serve.dialects import (
@@ -28,6 +29,7 @@ from safelight.serve.dialects import (
     unknown,
     waited,
 )
+from safelight.serve.house import House
 from safelight.serve.jobs import Job
 
 router = APIRouter(prefix="/v1", tags=["openai"])
@@ -206,12 +208,16 @@ def read(fields: Mapping[str, Any]) -> GenerateRequest:
     """
     unknown(fields, _FIELDS)
     given = {name: value for name, value in fields.items() if name in _OURS and value is not None}
-    given["count"] = given.pop("n", None) or given.get("count", 1)
+    number = given.pop("n", None)
+    given["count"] = given.get("count", 1) if number is None else number
     size = fields.get("size")
     if size not in (None, "", "auto"):
         width, _, height = str(size).lower().partition("x")
-        if not (width.isdigit() and height.isdigit()):
-            raise InvalidRequest("size", f"{size!r} is no size.", "Write 512x512, or auto.")
+        if not all(
+            side.isdecimal() and side.isascii() and len(side) < 6 for side in (width, height)
+        ):
+            problem = f"{display(size)} is no size."
+            raise InvalidRequest("size", problem, "Write 512x512, or auto.")
         given["width"], given["height"] = int(width), int(height)
     for name in ("image", "mask"):
         value = given.get(name)
@@ -219,7 +225,12 @@ def read(fields: Mapping[str, Any]) -> GenerateRequest:
             given[name] = [wire.picture(each, name) for each in value]
         elif value is not None:
             given[name] = wire.picture(value, name)
-    return GenerateRequest.from_kwargs(**given)
+    try:
+        return GenerateRequest.from_kwargs(**given)
+    except InvalidRequest as error:
+        if error.field == "count" and number is not None:
+            raise InvalidRequest("n", error.problem, error.fix) from None
+        raise
 
 
 async def _made(request: Request, fields: dict[str, Any], kind: str) -> Response:
@@ -229,16 +240,18 @@ async def _made(request: Request, fields: dict[str, Any], kind: str) -> Response
     if quality is not None:
         quality = max(1, _whole(fields, "output_compression", 0, 100) or 1)
     if fields.get("response_format") not in (None, "b64_json", "url"):
-        raise InvalidRequest("response_format", f"{fields['response_format']!r} is unknown.")
+        raise InvalidRequest("response_format", f"{display(fields['response_format'])} is unknown.")
     made = read(fields)
-    stream = bool(fields.get("stream"))
+    stream = fields.get("stream") or False
+    if not isinstance(stream, bool):
+        raise InvalidRequest("stream", f"must be true or false, not {display(stream)}.")
     if stream and partial:
         made = made.replace(preview_every=max(1, (made.steps or 25) // (partial + 1)))
     job = await submitted(request, [made], fields.get("model"), format=format)
     if stream:
-        told = _streamed(job, kind, format, quality, partial)
+        told = _streamed(house_of(request), job, kind, format, quality, partial)
         return StreamingResponse(told, media_type="text/event-stream")
-    results = shown(await waited(request, job))
+    results = shown(await waited(request, job, keep=fields.get("response_format") == "url"))
     return JSONResponse(_body(request, job, results, format, quality, fields))
 
 
@@ -296,6 +309,18 @@ def _usage(job: Job) -> dict[str, Any]:
 
 
 async def _streamed(
+    house: House, job: Job, kind: str, format: str, quality: int | None, partial: int
+) -> AsyncIterator[str]:
+    """The job's events; it is cancelled when nobody listens any more."""
+    try:
+        async for told in _events(job, kind, format, quality, partial):
+            yield told
+    finally:
+        job.cancel()
+        house.forget(job.id)
+
+
+async def _events(
     job: Job, kind: str, format: str, quality: int | None, partial: int
 ) -> AsyncIterator[str]:
     """Partial pictures, then each whole one, then ``[DONE]``."""
