@@ -51,6 +51,7 @@ def create_app(settings: Settings | None = None, *, house: House | None = None) 
     )
     app.state.house, app.state.metrics = house, Metrics(house)
     app.state.a1111, app.state.a1111_options = {}, {}
+    app.state.doors = []  # paths with a sign-in of their own, which takes the same keys
     for dialect in (native, openai, deepinfra, azureml, a1111, a1111_lists):
         app.include_router(dialect.router)
     app.middleware("http")(_outside)
@@ -142,9 +143,13 @@ async def _outside(
     return response
 
 
+def _open(path: str, doors: Sequence[str]) -> bool:
+    return path in (*OPEN, *doors) or any(path.startswith(f"{door}/") for door in doors if door[1:])
+
+
 def _refused(request: Request, settings: Settings) -> tuple[int, str, str, str] | None:
     """(status, code, message, field), where the request gets no further."""
-    if settings.api_keys and request.url.path not in OPEN:
+    if settings.api_keys and not _open(request.url.path, request.app.state.doors):
         kind, _, key = request.headers.get("authorization", "").partition(" ")
         good = kind.lower() == "bearer" and any(
             hmac.compare_digest(key.strip().encode(), each.encode()) for each in settings.api_keys

@@ -1,0 +1,479 @@
+"""The page: where the controls stand, and what happens when they are used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from safelight import __version__, cards
+from safelight.errors import SafelightError
+from safelight.ui import controls as ctl
+from safelight.ui import form, views
+from safelight.ui.desk import Desk, Kept
+from safelight.ui.run import refusal
+
+CSS = Path(__file__).parent / "page.css"
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+HEAD = """
+<meta name="referrer" content="no-referrer">
+<script>
+  // The footer's links open the tab that holds what they promise.
+  const showAbout = () => {
+    const name = location.hash.slice(1);
+    if (!["model-card", "responsible-use", "limits"].includes(name)) return;
+    document.querySelector("#sl-about-button")?.click();
+    setTimeout(() => document.querySelector(`#sl-${name}`)?.scrollIntoView(), 400);
+    history.replaceState(null, "", location.pathname + location.search);
+  };
+  addEventListener("hashchange", showAbout);
+  addEventListener("load", () => setTimeout(showAbout, 1500));
+</script>
+"""
+
+
+def theme() -> gr.themes.Base:
+    """Warm greys and a lamp's red; letters that come with gradio."""
+    fonts = [gr.themes.LocalFont("IBM Plex Sans"), "system-ui", "sans-serif"]
+    return gr.themes.Base(
+        primary_hue=gr.themes.colors.red,
+        neutral_hue=gr.themes.colors.stone,
+        font=fonts,
+        font_mono=[gr.themes.LocalFont("IBM Plex Mono"), "monospace"],
+        radius_size=gr.themes.sizes.radius_md,
+    ).set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_text_color="white",
+        block_label_text_weight="500",
+        block_title_text_weight="500",
+    )
+
+
+class Page:
+    """Builds the page of a desk.
+
+    Args:
+        where: what the server is called in the page's head.
+    """
+
+    def __init__(self, desk: Desk, where: str = "on this machine") -> None:
+        self.desk, self.where = desk, where
+        self.controls: dict[str, Any] = {}
+        self.parts: dict[str, Any] = {}
+        self.notes: dict[str, gr.HTML] = {}
+
+    def build(self) -> gr.Blocks:
+        """All of it."""
+        with gr.Blocks(
+            title="Safelight", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True
+        ) as blocks:
+            gr.HTML(views.header(self.desk.capabilities, self.where))
+            with gr.Tabs(elem_id="sl-nav") as nav:
+                with gr.Tab("Create", id="create", elem_id="sl-create"):
+                    self._create()
+                with gr.Tab("History", id="history", elem_id="sl-history"):
+                    self._history()
+                with gr.Tab("About", id="about", elem_id="sl-about"):
+                    self._about()
+            gr.HTML(views.footer(__version__))
+            self.parts["nav"] = nav
+            self._connect(blocks)
+        return blocks
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The controls whose values make a request."""
+        return {name: each for name, each in self.controls.items() if name[0] != "_"}
+
+    # -- where things stand --------------------------------------------------------------------
+
+    def _create(self) -> None:
+        first = self.desk.model(self.desk.models[0])
+        made, parts = self.controls, self.parts
+        with gr.Column(elem_id="sl-desk"):
+            with gr.Column(elem_id="sl-ask"):
+                with gr.Group():
+                    ctl.words(made, self.desk.capabilities)
+                    parts["about"] = gr.HTML(views.about_model(first), elem_id="sl-model-about")
+                ctl.prompts(made)
+                parts["mode"] = gr.State("text")
+                with gr.Tabs(selected="text", elem_id="sl-modes") as modes:
+                    for mode, label in form.MODES.items():
+                        with gr.Tab(label, id=mode, elem_id=f"sl-mode-{mode}") as tab:
+                            self.notes[mode] = gr.HTML(self._cannot(mode, first))
+                            ctl.MODES[mode](made)
+                        tab.select(lambda mode=mode: mode, None, parts["mode"], **QUIET)
+                parts["modes"] = modes
+                with gr.Row(elem_id="sl-go"):
+                    parts["go"] = gr.Button("Generate", variant="primary", elem_id="sl-generate")
+                    parts["stop"] = gr.Button(
+                        "Cancel", variant="stop", interactive=False, elem_id="sl-cancel"
+                    )
+            self._out()
+            with gr.Column(elem_id="sl-settings"):
+                ctl.settings(made, first, self.desk.capabilities["limits"])
+                with gr.Accordion("LoRA and textual inversion", open=False):
+                    ctl.adapters(made, self.desk.capabilities)
+                with gr.Accordion("Advanced", open=False):
+                    ctl.advanced(made, self.desk.capabilities)
+
+    def _out(self) -> None:
+        parts = self.parts
+        with gr.Column(elem_id="sl-out"):
+            parts["stage"] = gr.HTML(views.idle(), elem_id="sl-stage")
+            parts["gallery"] = gr.Gallery(
+                label="Pictures",
+                columns=2,
+                height="auto",
+                object_fit="contain",
+                preview=False,
+                visible=False,
+                interactive=False,
+                buttons=["download", "fullscreen"],
+                elem_id="sl-gallery",
+            )
+            with gr.Row(visible=False, elem_id="sl-next") as parts["next"]:
+                parts["reuse"] = gr.Button("Use these settings", size="sm", elem_id="sl-reuse")
+                parts["to_image"] = gr.Button("To image to image", size="sm")
+                parts["to_inpaint"] = gr.Button("To inpaint", size="sm")
+                parts["to_vary"] = gr.Button("To variations", size="sm")
+                parts["to_upscale"] = gr.Button("To upscale", size="sm")
+            with gr.Accordion("Settings of this picture", open=False, visible=False) as folded:
+                parts["details"] = gr.HTML()
+                with gr.Accordion("Everything, as JSON", open=False):
+                    parts["record"] = gr.Code(language="json", label="Metadata", lines=8)
+            parts["folded"] = folded
+
+    def _history(self) -> None:
+        parts = self.parts
+        with gr.Row(elem_id="sl-past"):
+            with gr.Column(scale=3):
+                parts["past"] = gr.Gallery(
+                    label="Made on this visit, newest first",
+                    columns=4,
+                    height="auto",
+                    object_fit="contain",
+                    preview=False,
+                    interactive=False,
+                    buttons=["download", "fullscreen"],
+                    elem_id="sl-past-gallery",
+                )
+                with gr.Row():
+                    parts["past_use"] = gr.Button("Use these settings", elem_id="sl-past-use")
+                    parts["past_clear"] = gr.Button("Clear the history")
+                gr.Markdown(
+                    "Pictures stay here until you leave the page, and nobody else sees them. Each "
+                    "file you download carries its settings: drop it on this page to have them back.",
+                    elem_classes="sl-hint",
+                )
+            with gr.Column(scale=2):
+                parts["dropped"] = gr.Image(
+                    label="Read a picture: made here, or by AUTOMATIC1111",
+                    type="filepath",
+                    image_mode=None,
+                    sources=["upload", "clipboard"],
+                    height=220,
+                    elem_id="sl-dropped",
+                )
+                parts["dropped_use"] = gr.Button(
+                    "Use this picture’s settings", interactive=False, elem_id="sl-dropped-use"
+                )
+                parts["past_details"] = gr.HTML(elem_id="sl-past-details")
+                with gr.Accordion("Everything, as JSON", open=False):
+                    parts["past_record"] = gr.Code(language="json", label="Metadata", lines=8)
+
+    def _about(self) -> None:
+        limits = self.desk.capabilities["limits"]
+        with gr.Column(elem_id="sl-model-card", elem_classes="sl-prose"):
+            self.parts["card"] = gr.Markdown(self._card(self.desk.models[0]))
+        with (
+            gr.Column(elem_id="sl-responsible-use", elem_classes="sl-prose"),
+            gr.Accordion("Responsible use: licences, uses and limits of the published models"),
+        ):
+            gr.Markdown(cards.page())
+        with gr.Column(elem_id="sl-limits", elem_classes="sl-prose"):
+            gr.Markdown(
+                "## This server\n\n"
+                f"- Models: {', '.join(self.desk.models)}\n"
+                f"- At most {limits['max_count']} pictures a request, {limits['max_steps']} steps, "
+                f"{limits['max_pixels']:,} pixels, {limits['max_prompt']:,} characters of prompt\n"
+                f"- Waiting work is bounded to {limits['queue_seconds']:.0f} seconds of the device\n"
+                "- Requests share steps; the picture of a seed is the same whatever its company\n"
+                "- Pictures are marked as machine-made and carry their settings\n"
+                "- This page loads nothing from other machines and counts nobody\n"
+            )
+
+    # -- what happens --------------------------------------------------------------------------
+
+    def _connect(self, blocks: gr.Blocks) -> None:
+        parts, inputs = self.parts, list(self.inputs.values())
+        making = [parts[n] for n in ("stage", "gallery", "next", "folded", "details", "record")]
+        making += [parts[n] for n in ("go", "stop", "past")]
+        gr.on(
+            [parts["go"].click, self.controls["prompt"].submit],
+            self.make,
+            [parts["mode"], *inputs],
+            making,
+            concurrency_limit=None,
+            trigger_mode="once",
+            **QUIET,
+        ).then(self._about_outputs, [self.controls["model"]], self._about_parts(), **QUIET)
+        parts["stop"].click(self.cancel, None, None, queue=False, **QUIET)
+        parts["gallery"].select(self.choose, None, [parts["details"], parts["record"]], **QUIET)
+        self.controls["model"].input(
+            self.choose_model,
+            [self.controls["model"]],
+            [*self._about_parts(), *(self.controls[n] for n in DEFAULTED)],
+            **QUIET,
+        )
+        self._connect_pictures()
+        self._connect_settings()
+        blocks.load(self._about_outputs, [self.controls["model"]], self._about_parts(), **QUIET)
+        blocks.unload(self.leave)
+
+    def _connect_pictures(self) -> None:
+        """Results that become what another mode starts from."""
+        parts, made = self.parts, self.controls
+        for mode, target in (
+            ("image", "image"),
+            ("inpaint", "drawing"),
+            ("vary", "look"),
+            ("upscale", "small"),
+        ):
+            parts[f"to_{mode}"].click(
+                _sender(self, mode), None, [made[target], parts["modes"], parts["mode"]], **QUIET
+            )
+
+    def _connect_settings(self) -> None:
+        parts = self.parts
+        filling = [*self.inputs.values(), *(parts[n] for n in ("nav", "modes", "mode", "stage"))]
+        for button, fill in (
+            ("reuse", self.reuse),
+            ("past_use", self.past_use),
+            ("dropped_use", self.dropped_use),
+        ):
+            parts[button].click(fill, None, filling, **QUIET).then(
+                self._about_outputs, [self.controls["model"]], self._about_parts(), **QUIET
+            )
+        shown = [parts["past_details"], parts["past_record"]]
+        parts["past"].select(self.look_up, None, shown, **QUIET)
+        parts["past_clear"].click(self.clear, None, [parts["past"], *shown], **QUIET)
+        parts["dropped"].upload(
+            self.drop, [parts["dropped"]], [*shown, parts["dropped_use"]], **QUIET
+        )
+        parts["dropped"].clear(
+            lambda: gr.update(interactive=False), None, parts["dropped_use"], **QUIET
+        )
+
+    def make(self, request: gr.Request, mode: str, *values: Any) -> Iterator[list[Any]]:
+        """Generate: yields what the page shows, until it is done."""
+        session = self.desk.session(request.session_hash)
+        given = dict(zip(self.inputs, values, strict=True))
+        skip = gr.skip()
+        if session.stop is not None:  # Enter, while it runs
+            yield [skip] * 9
+            return
+        hidden = gr.update(visible=False)
+        busy = [gr.update(interactive=False), gr.update(interactive=True), skip]
+        rest = [gr.update(interactive=True), gr.update(interactive=False)]
+        yield [views.idle("Asking …"), hidden, hidden, hidden, skip, skip, *busy]
+        try:
+            for seen in self.desk.make(session, mode, given):
+                if not seen.final:
+                    yield [views.stage(seen), skip, skip, skip, skip, skip, skip, skip, skip]
+                    continue
+                there = bool(session.shown)
+                yield [
+                    views.stage(seen),
+                    gr.update(
+                        value=_gallery(session.shown),
+                        visible=there,
+                        columns=1 if len(session.shown) == 1 else 2,
+                    ),
+                    gr.update(visible=there),
+                    gr.update(visible=there),
+                    *(_shown(session.shown[0]) if there else ("", "")),
+                    *rest,
+                    _gallery(session.history),
+                ]
+        except SafelightError as error:
+            shown = views.refused(*refusal(error))
+            yield [shown, hidden, hidden, hidden, skip, skip, *rest, skip]
+
+    def cancel(self, request: gr.Request) -> None:
+        """Stop this visitor's run."""
+        stop = self.desk.session(request.session_hash).stop
+        if stop is not None:
+            stop.set()
+
+    def leave(self, request: gr.Request) -> None:
+        """The visitor has closed the page."""
+        self.desk.leave(request.session_hash)
+
+    def choose(self, request: gr.Request, event: gr.SelectData) -> tuple[str, str]:
+        """Another of the pictures on show."""
+        session = self.desk.session(request.session_hash)
+        session.chosen = int(event.index)
+        return _shown(session.shown[session.chosen])
+
+    def look_up(self, request: gr.Request, event: gr.SelectData) -> tuple[str, str]:
+        """One of the history."""
+        session = self.desk.session(request.session_hash)
+        session.looked_up = int(event.index)
+        return _shown(session.history[session.looked_up])
+
+    def clear(self, request: gr.Request) -> tuple[list[Any], str, str]:
+        """Forget what was made."""
+        session = self.desk.session(request.session_hash)
+        session.history, session.looked_up = [], 0
+        return [], "", ""
+
+    def send(self, mode: str, name: str | None) -> list[Any]:
+        """The chosen picture as what a mode starts from."""
+        session = self.desk.session(name)
+        if not session.shown:
+            return [gr.skip(), gr.skip(), gr.skip()]
+        path = str(session.shown[session.chosen].path)
+        value: Any = path
+        if mode == "inpaint":
+            value = {"background": path, "layers": [], "composite": path}
+        return [value, gr.Tabs(selected=mode), mode]
+
+    # -- settings back -------------------------------------------------------------------------
+
+    def reuse(self, request: gr.Request) -> list[Any]:
+        """The settings of the picture on show."""
+        session = self.desk.session(request.session_hash)
+        return self._fill(session.shown[session.chosen : session.chosen + 1])
+
+    def past_use(self, request: gr.Request) -> list[Any]:
+        """The settings of a picture of the history."""
+        session = self.desk.session(request.session_hash)
+        return self._fill(session.history[session.looked_up : session.looked_up + 1])
+
+    def dropped_use(self, request: gr.Request) -> list[Any]:
+        """The settings of the picture that was dropped in."""
+        read = self.desk.session(request.session_hash).read
+        return self._nothing() if read is None else self.fill(read)
+
+    def drop(self, request: gr.Request, path: str) -> tuple[str, str, Any]:
+        """Read a picture's settings."""
+        session = self.desk.session(request.session_hash)
+        try:
+            read = self.desk.drop(session, path)
+        except SafelightError as error:
+            return views.refused(*refusal(error)), "", gr.update(interactive=False)
+        assert session.dropped is not None
+        html, record = _shown(session.dropped)
+        return html + views.listed(read.notes), record, gr.update(interactive=True)
+
+    def _fill(self, kept: list[Kept]) -> list[Any]:
+        if not kept:
+            return self._nothing("There is nothing to take settings from yet.")
+        try:
+            return self.fill(self.desk.settings(kept[0]))
+        except SafelightError as error:
+            found = self._nothing()
+            found[-1] = views.refused(*refusal(error))
+            return found
+
+    def _nothing(self, why: str = "") -> list[Any]:
+        return [gr.skip()] * (len(self.inputs) + 3) + [views.idle(why) if why else gr.skip()]
+
+    def fill(self, filled: form.Filled) -> list[Any]:
+        """Settings into the controls; the page turns to their tab."""
+        found: list[Any] = []
+        for name, control in self.inputs.items():
+            if name not in filled.values:
+                found.append(gr.skip())
+                continue
+            value = filled.values[name]
+            wider = {}
+            if isinstance(control, gr.Slider) and value is not None:
+                wider = {
+                    "maximum": max(control.maximum, value),
+                    "minimum": min(control.minimum, value),
+                }
+            found.append(gr.update(value=value, **wider))
+        said = views.idle("These settings are in the form now.") + views.listed(filled.notes)
+        return [
+            *found,
+            gr.Tabs(selected="create"),
+            gr.Tabs(selected=filled.mode),
+            filled.mode,
+            said,
+        ]
+
+    # -- models --------------------------------------------------------------------------------
+
+    def choose_model(self, name: str) -> list[Any]:
+        """Another model: its defaults, and what it cannot do."""
+        try:
+            model = self.desk.model(name, load=True)
+        except SafelightError as error:
+            about = views.refused(*refusal(error))
+            return [about, *[gr.skip()] * (len(self._about_parts()) - 1 + len(DEFAULTED))]
+        values = {
+            "steps": model.get("steps"),
+            "guidance_scale": model.get("guidance_scale"),
+            "width": model.get("native_size"),
+            "height": model.get("native_size"),
+            "vary_noise": model.get("noise_level") or 0,
+        }
+        return [
+            *self._about_outputs(name),
+            *(gr.skip() if values[n] is None else values[n] for n in DEFAULTED),
+        ]
+
+    def _about_parts(self) -> list[Any]:
+        return [
+            self.parts["about"],
+            self.parts["card"],
+            self.controls["_depth"],
+            self.controls["_prior"],
+            *self.notes.values(),
+        ]
+
+    def _about_outputs(self, name: str) -> list[Any]:
+        self.desk.refresh()
+        model = self.desk.model(name)
+        return [
+            views.about_model(model),
+            self._card(name),
+            gr.update(visible=bool(model.get("depth"))),
+            gr.update(visible=bool(model.get("prior"))),
+            *(self._cannot(mode, model) for mode in self.notes),
+        ]
+
+    def _cannot(self, mode: str, model: Any) -> str:
+        return views.cannot(mode, model, self.desk.able(mode))
+
+    def _card(self, name: str) -> str:
+        card = self.desk.model(name).get("card")
+        return card or f"# {name}\n\nThis model came without a card that Safelight knows."
+
+
+DEFAULTED = ("steps", "guidance_scale", "width", "height", "vary_noise")
+"""Controls that a model has defaults for."""
+
+
+def _sender(page: Page, mode: str) -> Any:
+    def send(request: gr.Request) -> list[Any]:
+        return page.send(mode, request.session_hash)
+
+    return send
+
+
+def _gallery(kept: list[Kept]) -> list[tuple[str, str]]:
+    return [(str(each.path), each.caption) for each in kept]
+
+
+def _shown(kept: Kept) -> tuple[str, str]:
+    record = json.dumps(kept.record, indent=2, ensure_ascii=False) if kept.record else ""
+    return views.details(kept.record, kept.parameters), record
