@@ -107,8 +107,9 @@ class Remote:
             raise Unreachable(f"{self.url} does not answer: {reason}.") from None
 
     def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        answer = self._ask(method, path, body)
         try:
-            return json.loads(self._ask(method, path, body))
+            return json.loads(answer)
         except ValueError:
             raise Unreachable(f"{self.url} does not answer as Safelight.") from None
 

@@ -300,7 +300,7 @@ def grid(made: Controls) -> None:
 
 MODES = {
     "text": lambda made: gr.Markdown(
-        "From words alone. **Enter** generates, **Shift+Enter** begins a line.",
+        "From words alone. **Enter** generates, **Shift+Enter** begins a new line.",
         elem_classes="sl-hint",
     ),
     "image": image,

@@ -68,6 +68,8 @@ MODES = {
     "upscale": "Upscale",
     "grid": "Grid",
 }
+TABS = {**MODES, "text": "Text", "image": "Image"}
+"""The same in a word each, so that all of them fit on a telephone."""
 NEEDS = {
     "text": "a text-to-image model (sd-v1, sd-v2, unCLIP with a prior)",
     "image": "a model that can start from a picture (sd-v1, sd-v2, depth)",
@@ -126,9 +128,9 @@ def body(mode: str, values: Mapping[str, Any], model: Mapping[str, Any]) -> Body
         made["loras"] = loras
     if values.get("embeddings"):
         made["embeddings"] = list(values["embeddings"])
-    _PICTURES[mode](made, values, model)
     if not model.get("reads_text", True):
         _without_text(made, model)
+    _PICTURES[mode](made, values, model)
     return made
 
 

@@ -38,7 +38,8 @@ HEAD = """
 
 def theme() -> gr.themes.Base:
     """Warm greys and a lamp's red; letters that come with gradio."""
-    fonts = [gr.themes.LocalFont("IBM Plex Sans"), "system-ui", "sans-serif"]
+    # Of the weights that come with gradio only these two have all letters.
+    fonts = [gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), "system-ui", "sans-serif"]
     return gr.themes.Base(
         primary_hue=gr.themes.colors.red,
         neutral_hue=gr.themes.colors.stone,
@@ -46,6 +47,14 @@ def theme() -> gr.themes.Base:
         font_mono=[gr.themes.LocalFont("IBM Plex Mono"), "monospace"],
         radius_size=gr.themes.sizes.radius_md,
     ).set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_400",
+        block_label_text_color="*neutral_700",
+        block_title_text_color="*neutral_700",
+        input_placeholder_color="*neutral_500",
+        button_cancel_background_fill="*neutral_100",
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",
@@ -98,15 +107,15 @@ class Page:
         made, parts = self.controls, self.parts
         with gr.Column(elem_id="sl-desk"):
             with gr.Column(elem_id="sl-ask"):
-                with gr.Group():
-                    ctl.words(made, self.desk.capabilities)
-                    parts["about"] = gr.HTML(views.about_model(first), elem_id="sl-model-about")
+                ctl.words(made, self.desk.capabilities)
+                parts["about"] = gr.HTML(views.about_model(first), elem_id="sl-model-about")
                 ctl.prompts(made)
                 parts["mode"] = gr.State("text")
                 with gr.Tabs(selected="text", elem_id="sl-modes") as modes:
-                    for mode, label in form.MODES.items():
+                    for mode, label in form.TABS.items():
                         with gr.Tab(label, id=mode, elem_id=f"sl-mode-{mode}") as tab:
-                            self.notes[mode] = gr.HTML(self._cannot(mode, first))
+                            note = self._cannot(mode, first)
+                            self.notes[mode] = gr.HTML(note, visible=bool(note))
                             ctl.MODES[mode](made)
                         tab.select(lambda mode=mode: mode, None, parts["mode"], **QUIET)
                 parts["modes"] = modes
@@ -168,8 +177,8 @@ class Page:
                     parts["past_use"] = gr.Button("Use these settings", elem_id="sl-past-use")
                     parts["past_clear"] = gr.Button("Clear the history")
                 gr.Markdown(
-                    "Pictures stay here until you leave the page, and nobody else sees them. Each "
-                    "file you download carries its settings: drop it on this page to have them back.",
+                    "Pictures stay here until you leave the page, and nobody else sees them. "
+                    "Each file carries its settings: drop it on this page to have them back.",
                     elem_classes="sl-hint",
                 )
             with gr.Column(scale=2):
@@ -203,7 +212,7 @@ class Page:
                 f"- Models: {', '.join(self.desk.models)}\n"
                 f"- At most {limits['max_count']} pictures a request, {limits['max_steps']} steps, "
                 f"{limits['max_pixels']:,} pixels, {limits['max_prompt']:,} characters of prompt\n"
-                f"- Waiting work is bounded to {limits['queue_seconds']:.0f} seconds of the device\n"
+                f"- At most {limits['queue_seconds']:.0f} seconds of work may wait\n"
                 "- Requests share steps; the picture of a seed is the same whatever its company\n"
                 "- Pictures are marked as machine-made and carry their settings\n"
                 "- This page loads nothing from other machines and counts nobody\n"
@@ -394,7 +403,7 @@ class Page:
                 found.append(gr.skip())
                 continue
             value = filled.values[name]
-            wider = {}
+            wider: dict[str, Any] = {}
             if isinstance(control, gr.Slider) and value is not None:
                 wider = {
                     "maximum": max(control.maximum, value),
@@ -443,12 +452,13 @@ class Page:
     def _about_outputs(self, name: str) -> list[Any]:
         self.desk.refresh()
         model = self.desk.model(name)
+        notes = [self._cannot(mode, model) for mode in self.notes]
         return [
             views.about_model(model),
             self._card(name),
             gr.update(visible=bool(model.get("depth"))),
             gr.update(visible=bool(model.get("prior"))),
-            *(self._cannot(mode, model) for mode in self.notes),
+            *(gr.update(value=note, visible=bool(note)) for note in notes),
         ]
 
     def _cannot(self, mode: str, model: Any) -> str:

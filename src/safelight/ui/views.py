@@ -43,13 +43,13 @@ def footer(version: str) -> str:
 
 
 def about_model(model: Mapping[str, Any]) -> str:
-    """One line below the choice of a model: what it is, and whether anybody looks at its pictures."""
+    """One line below the choice of a model: what it is, and whether its pictures are checked."""
     parts = []
     if model.get("family"):
         size = model["native_size"]
         parts.append(f"{escape(str(model['family']))}, {size} × {size}, {model['steps']} steps")
         able = [form.MODES[mode].lower() for mode in model.get("modes", ())]
-        parts.append("does " + (", ".join(able) or "nothing that this page offers"))
+        parts.append("can do " + (", ".join(able) or "nothing that this page offers"))
     else:
         parts.append("not loaded yet: it is when you first use it")
     checker = model.get("checker")
@@ -191,12 +191,12 @@ def details(record: Mapping[str, Any], parameters: str = "") -> str:
     if not record:
         return f"<pre>{escape(parameters)}</pre>" if parameters else ""
     request, model = record.get("request") or {}, record.get("model") or {}
-    rows = [("Model", f"{model.get('name')} ({model.get('family')})")]
+    rows: list[tuple[str, str]] = [("Model", f"{model.get('name')} ({model.get('family')})")]
     skip = {"count", "preview_every", "strength_rule", "schema"}
     for name, value in request.items():
         if name in skip or value in (None, "", [], {}, 0, False, "none"):
             continue
-        rows.append((form.LABELS.get(name, name), _value(value)))
+        rows.append((form.label(name), _value(value)))
     rows.append(("Outcome", _outcome(record)))
     rows.append(("Made by", f"safelight {record.get('safelight')}"))
     if record.get("pixels"):
