@@ -60,6 +60,9 @@ def command(
         float,
         typer.Option("--drain-seconds", min=0, help="How long accepted work may end at a stop."),
     ] = 60.0,
+    ui: Annotated[
+        bool, typer.Option("--ui", help="The web page too, at /ui (extra `ui`).")
+    ] = False,
 ) -> None:
     """Serve models over HTTP: jobs, OpenAI's Images API, DeepInfra's and AzureML's calls.
 
@@ -96,4 +99,10 @@ def command(
         drain_seconds=drain_seconds,
     )
     show.words().print(f"http://{host}:{port} serves {', '.join(settings.models)}", markup=False)
-    uvicorn.run(create_app(settings), host=host, port=port, log_level="info", access_log=False)
+    app = create_app(settings)
+    if ui:
+        from safelight.cli import ui as page
+
+        page.need()
+        app = page.with_page(app)
+    uvicorn.run(app, host=host, port=port, log_level="info", access_log=False)

@@ -107,7 +107,7 @@ def need() -> None:
     Raises:
         MissingExtra
     """
-    # Read by gradio when it is imported: no telemetry, no look for newer versions, no models of a hub.
+    # Read by gradio when it is imported: no telemetry, no look for newer versions.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:

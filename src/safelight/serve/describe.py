@@ -1,4 +1,4 @@
-"""What a server's models are and can, for whoever builds a form: the same in process and over HTTP."""
+"""What a server's models are and can, for whoever builds a form."""
 
 from __future__ import annotations
 

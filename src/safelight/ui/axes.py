@@ -10,7 +10,7 @@ An axis is a kind ("Steps") and a text of values::
     red, green, blue    prompt S/R: "red" in the prompt, then each of the others in its place
     "a, b", c           quotes keep a comma
 
-as its ``scripts/xyz_grid.py`` reads it, with one difference: a range that steps down includes its end.
+as its ``scripts/xyz_grid.py`` reads it, with one difference: a range down includes its end.
 """
 
 from __future__ import annotations

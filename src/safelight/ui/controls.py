@@ -194,8 +194,8 @@ def inpaint(made: Controls) -> None:
         type="pil",
         image_mode="RGBA",
         sources=["upload", "clipboard"],
-        brush=gr.Brush(default_size=24, colors=["#e5484d"], color_mode="fixed"),
-        eraser=gr.Eraser(default_size=24),
+        brush=gr.Brush(default_size=10, colors=[("#e5484d", 0.65)], color_mode="fixed"),
+        eraser=gr.Eraser(default_size=10),
         layers=False,
         transforms=(),
         height=420,
@@ -292,8 +292,8 @@ def grid(made: Controls) -> None:
             api_visibility="private",
         )
     gr.Markdown(
-        "Values as in AUTOMATIC1111: `1, 2, 3`, ranges `1-5 (+2)`, counts `1-5 [3]`; for prompt S/R "
-        "the first is what is replaced. Without any axis: a sheet of **Pictures** seeds.",
+        "Values as in AUTOMATIC1111: `1, 2, 3`, ranges `1-5 (+2)`, counts `1-5 [3]`; for prompt "
+        "S/R the first is what is replaced. Without any axis: a sheet of **Pictures** seeds.",
         elem_classes="sl-hint",
     )
 

@@ -22,8 +22,8 @@ POLICY = (
     "connect-src 'self' data: blob:; worker-src 'self' blob:; media-src 'self' blob: data:; "
     "object-src 'none'; base-uri 'self'; form-action 'self'"
 )
-"""A Content-Security-Policy: the browser itself refuses whatever is not of this server. Gradio needs
-the inline scripts."""
+"""A Content-Security-Policy: the browser itself refuses whatever is not of this server. Gradio
+needs the inline scripts."""
 ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><g fill="#c8352b">'
     '<path d="M9 4h14l5 15H4z"/><circle cx="16" cy="24" r="5"/></g></svg>'

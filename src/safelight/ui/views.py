@@ -193,7 +193,8 @@ def details(record: Mapping[str, Any], parameters: str = "") -> str:
     request, model = record.get("request") or {}, record.get("model") or {}
     rows: list[tuple[str, str]] = [("Model", f"{model.get('name')} ({model.get('family')})")]
     skip = {"count", "preview_every", "strength_rule", "schema"}
-    for name, value in request.items():
+    order = [*form.LABELS, *sorted(request)]
+    for name, value in sorted(request.items(), key=lambda pair: order.index(pair[0])):
         if name in skip or value in (None, "", [], {}, 0, False, "none"):
             continue
         rows.append((form.label(name), _value(value)))
