@@ -30,6 +30,8 @@ FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
+SHOWN = """() => [...document.images].every(
+  i => i.complete || i.getBoundingClientRect().top > innerHeight)"""
 CUBE = "a red cube on top of a blue sphere"
 
 
@@ -167,6 +169,7 @@ class Person:
         """A screenshot."""
         if folder is not None:
             self.page.mouse.move(0, 0)
+            self.page.wait_for_function(SHOWN)
             time.sleep(0.4)
             path = folder / f"{name}.jpg"
             self.page.screenshot(path=path, type="jpeg", quality=76, full_page=whole)

@@ -52,13 +52,20 @@ def browser() -> Iterator[Any]:
         yield opened
 
 
+@pytest.fixture(scope="module")
+def visitor(browser: Any, url: str) -> web_page.Person:
+    """One page for all tests: opening it is what takes long."""
+    return web_page.Person(browser, url, wait=30)
+
+
 @pytest.fixture
-def person(browser: Any, url: str) -> Iterator[web_page.Person]:
-    found = web_page.Person(browser, url, wait=30)
-    yield found
-    found.page.close()
-    assert found.foreign == []
-    assert found.broken == []
+def person(visitor: web_page.Person) -> Iterator[web_page.Person]:
+    visitor.tab("Create")
+    visitor.tab("Text")
+    visitor.write("Seed", "")
+    yield visitor
+    assert visitor.foreign == []
+    assert visitor.broken == []
 
 
 @pytest.fixture
@@ -101,6 +108,8 @@ def test_enter_generates_and_cancel_stops(person: web_page.Person) -> None:
     person.page.wait_for_selector("#sl-stage .bar")
     person.press("Cancel")
     assert "Cancelled" in person.finished()
+    person.slide("Steps", 4)
+    person.slide("Pictures", 1)
 
 
 def test_a_painted_mask(person: web_page.Person, picture: Path) -> None:
@@ -127,6 +136,7 @@ def test_models_that_look_and_that_enlarge(person: web_page.Person, picture: Pat
     person.slide("Steps", 3)
     said = person.generate()
     assert "1 picture" in said, said
+    person.pick("Model", "words")
 
 
 def test_an_error_names_its_field(person: web_page.Person) -> None:
@@ -138,14 +148,13 @@ def test_an_error_names_its_field(person: web_page.Person) -> None:
     assert "Prompt is empty" in person.generate()
 
 
-def test_on_a_telephone_with_every_control_named(browser: Any, url: str) -> None:
-    person = web_page.Person(browser, url, width=390, height=844, wait=30)
+def test_on_a_telephone_with_every_control_named(person: web_page.Person) -> None:
     page = person.page
+    page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     for tab in ("Image", "Inpaint", "Variations", "Upscale", "Grid", "Text"):
         person.tab(tab)  # all in reach, none behind a menu
         assert page.evaluate(NAMELESS) == []
-    page.close()
 
 
 NAMELESS = """() => [...document.querySelectorAll('input, textarea, button, a, [role=tab]')]

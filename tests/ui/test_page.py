@@ -155,7 +155,7 @@ def test_with_no_model_for_it_the_page_says_how_to_get_one() -> None:
 def test_choosing_a_model_brings_its_defaults() -> None:
     made = page(detail(), detail("looker", "unclip", steps=11, guidance_scale=8.0))
     found = made.choose_model("looker")
-    assert found[-5:] == [11, 8.0, 32, 32, 0]
+    assert [each["value"] for each in found[-5:]] == [11, 8.0, 32, 32, 0]
     assert "No safety checker" in found[0]
     assert found[1] == "# Card of looker"
 

@@ -53,7 +53,7 @@ def prompts(made: Controls) -> None:
         label="Prompt",
         value="",
         placeholder="a red cube on top of a blue sphere",
-        lines=2,
+        lines=1,  # with more, Enter would not submit
         max_lines=6,
         elem_id="sl-prompt",
         submit_btn=False,
@@ -99,8 +99,8 @@ def settings(made: Controls, model: Mapping[str, Any], limits: Mapping[str, Any]
         )
     with gr.Row(visible=False) as row:
         step = int(model.get("multiple") or 8)
-        made["width"] = _slider("width", 64, 1024, size, step)
-        made["height"] = _slider("height", 64, 1024, size, step)
+        made["width"] = _slider("width", step, max(1024, size), size, step)
+        made["height"] = _slider("height", step, max(1024, size), size, step)
     made["size"].change(
         lambda choice: gr.update(visible=choice == form.CUSTOM),
         made["size"],

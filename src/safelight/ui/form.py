@@ -63,12 +63,12 @@ LABELS = {
 MODES = {
     "text": "Text to image",
     "image": "Image to image",
-    "inpaint": "Inpaint",
+    "inpaint": "Inpainting",
     "vary": "Variations",
-    "upscale": "Upscale",
+    "upscale": "Upscaling",
     "grid": "Grid",
 }
-TABS = {**MODES, "text": "Text", "image": "Image"}
+TABS = {**MODES, "text": "Text", "image": "Image", "inpaint": "Inpaint", "upscale": "Upscale"}
 """The same in a word each, so that all of them fit on a telephone."""
 NEEDS = {
     "text": "a text-to-image model (sd-v1, sd-v2, unCLIP with a prior)",

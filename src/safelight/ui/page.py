@@ -303,7 +303,8 @@ class Page:
                     gr.update(
                         value=_gallery(session.shown),
                         visible=there,
-                        columns=1 if len(session.shown) == 1 else 2,
+                        columns=4 if mode == "grid" else min(2, len(session.shown)),
+                        elem_classes=["sl-sheet"] if mode == "grid" else [],
                     ),
                     gr.update(visible=there),
                     gr.update(visible=there),
@@ -402,14 +403,7 @@ class Page:
             if name not in filled.values:
                 found.append(gr.skip())
                 continue
-            value = filled.values[name]
-            wider: dict[str, Any] = {}
-            if isinstance(control, gr.Slider) and value is not None:
-                wider = {
-                    "maximum": max(control.maximum, value),
-                    "minimum": min(control.minimum, value),
-                }
-            found.append(gr.update(value=value, **wider))
+            found.append(_holding(control, filled.values[name]))
         said = views.idle("These settings are in the form now.") + views.listed(filled.notes)
         return [
             *found,
@@ -437,7 +431,10 @@ class Page:
         }
         return [
             *self._about_outputs(name),
-            *(gr.skip() if values[n] is None else values[n] for n in DEFAULTED),
+            *(
+                gr.skip() if values[n] is None else _holding(self.controls[n], values[n])
+                for n in DEFAULTED
+            ),
         ]
 
     def _about_parts(self) -> list[Any]:
@@ -471,6 +468,14 @@ class Page:
 
 DEFAULTED = ("steps", "guidance_scale", "width", "height", "vary_noise")
 """Controls that a model has defaults for."""
+
+
+def _holding(control: Any, value: Any) -> Any:
+    """A control with another value; a slider is made long enough for it."""
+    if not isinstance(control, gr.Slider) or value is None:
+        return gr.update(value=value)
+    low, high = min(control.minimum, value), max(control.maximum, value)
+    return gr.update(value=value, minimum=low, maximum=high)
 
 
 def _sender(page: Page, mode: str) -> Any:
