@@ -46,4 +46,5 @@ if __name__ == "__main__":
         log_level="warning",
         proxy_headers=True,
         forwarded_allow_ips="*",
+        timeout_graceful_shutdown=3,
     )

@@ -27,6 +27,7 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium"),
 ]
+visitors: list[Any] = []  # the desk, to see who is there
 MODELS = {"words": "sd-v1", "looker": "image-variations", "large": "x4-upscaler"}
 
 
@@ -36,11 +37,16 @@ def url() -> Iterator[str]:
     for name in MODELS:
         house.worker(name)
     app = ui.with_page(create_app(house=house))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", access_log=False))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app, port=0, log_level="error", access_log=False, timeout_graceful_shutdown=1
+        )
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
+    visitors.append(app.state.desk)
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join(30)
@@ -128,6 +134,7 @@ def test_models_that_look_and_that_enlarge(person: web_page.Person, picture: Pat
     person.pick("Model", "looker")
     person.page.wait_for_selector(".sl-note:visible", state="hidden")
     person.upload("#sl-look", picture)
+    person.write("Prompt", "")
     assert "1 picture" in person.generate()
     person.pick("Model", "large")
     person.tab("Upscale")
@@ -155,6 +162,17 @@ def test_on_a_telephone_with_every_control_named(person: web_page.Person) -> Non
     for tab in ("Image", "Inpaint", "Variations", "Upscale", "Grid", "Text"):
         person.tab(tab)  # all in reach, none behind a menu
         assert page.evaluate(NAMELESS) == []
+
+
+def test_who_closes_the_page_is_forgotten(person: web_page.Person) -> None:
+    (desk,) = visitors
+    folders = [session.folder for session in desk._sessions.values()]
+    assert any(list(folder.iterdir()) for folder in folders)
+    person.page.close()
+    end = time.monotonic() + 20
+    while any(folder.exists() for folder in folders) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(folder.exists() for folder in folders)
 
 
 NAMELESS = """() => [...document.querySelectorAll('input, textarea, button, a, [role=tab]')]

@@ -105,4 +105,12 @@ def command(
 
         page.need()
         app = page.with_page(app)
-    uvicorn.run(app, host=host, port=port, log_level="info", access_log=False)
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_level="info",
+        access_log=False,
+        # Open pages hold a connection each, which must not hold up a stop.
+        timeout_graceful_shutdown=max(1, round(drain_seconds)) if ui else None,
+    )

@@ -91,7 +91,15 @@ def command(
             "Anyone who reaches this port may use it: no key is asked for.", style="yellow"
         )
     show.words().print(f"http://{host}:{port}/ui for {what}", markup=False)
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
+    # Open pages hold a connection each; a stop does not wait for them.
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=3,
+    )
 
 
 def everything() -> list[str]:

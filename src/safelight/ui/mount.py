@@ -53,6 +53,7 @@ def mount(
         app.state.doors += [PATH, "/", "/favicon.ico"]
     built = pages.Page(desk, where).build()
     built.queue(default_concurrency_limit=None, api_open=False)
+    app.state.desk = desk
     app.add_middleware(Quiet)
     mounted: Any = gr.mount_gradio_app(
         app,
