@@ -12,8 +12,9 @@ from fastapi import FastAPI
 from fastapi.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from safelight.ui import page as pages
+from safelight.ui import layout
 from safelight.ui.desk import Desk
+from safelight.ui.page import Page
 
 PATH = "/ui"
 POLICY = (
@@ -51,7 +52,7 @@ def mount(
 
     if keys:
         app.state.doors += [PATH, "/", "/favicon.ico"]
-    built = pages.Page(desk, where).build()
+    built = Page(desk, where).build()
     built.queue(default_concurrency_limit=None, api_open=False)
     app.state.desk = desk
     app.add_middleware(Quiet)
@@ -69,9 +70,9 @@ def mount(
         ssr_mode=False,
         show_error=True,
         max_file_size="64mb",
-        theme=pages.theme(),
-        css=pages.CSS.read_text(encoding="utf-8"),
-        head=pages.HEAD,
+        theme=layout.theme(),
+        css=layout.CSS.read_text(encoding="utf-8"),
+        head=layout.HEAD,
     )
     return mounted
 
