@@ -301,6 +301,16 @@ def test_a_result_becomes_what_another_mode_starts_from(mode: str) -> None:
     assert state == mode
 
 
+def test_responsible_use_is_on_the_page() -> None:
+    from safelight.ui import layout
+
+    text = layout._responsible()
+    assert "## Licences" in text
+    assert "Forbidden:" in text
+    assert ".md" not in text
+    assert "Written by" not in text
+
+
 # -- around it -------------------------------------------------------------------------------------
 
 

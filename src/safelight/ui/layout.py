@@ -183,7 +183,7 @@ class Layout:
             gr.Column(elem_id="sl-responsible-use", elem_classes="sl-prose"),
             gr.Accordion("Responsible use: licences, uses and limits of the published models"),
         ):
-            gr.Markdown(cards.page())
+            gr.Markdown(_responsible())
         with gr.Column(elem_id="sl-limits", elem_classes="sl-prose"):
             gr.Markdown(
                 "## This server\n\n"
@@ -202,3 +202,11 @@ class Layout:
     def _card(self, name: str) -> str:
         card = self.desk.model(name).get("card")
         return card or f"# {name}\n\nThis model came without a card that Safelight knows."
+
+
+def _responsible() -> str:
+    """The page of all cards, without what only its readers in the documentation can use."""
+    parts = cards.page().split("\n\n")
+    return "\n\n".join(
+        part for part in parts if not part.startswith(("*Written by", "# ")) and ".md" not in part
+    )
