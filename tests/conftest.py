@@ -92,7 +92,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
 
 ALLOWED_SKIPS = re.compile(
     r"no (CUDA|MPS) device|no C compiler|no curl|no compel package|needs (Windows|macOS|Linux)"
-    r"|the extra sign is not installed"
+    r"|the extra sign is not installed|no Chromium"
 )
 """Reasons that are true of a machine. Any other skip fails where SAFELIGHT_CI is set."""
 

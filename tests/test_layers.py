@@ -53,6 +53,7 @@ for unit, more in {
 FOREIGN = {
     "torch": set(ARROWS) - RECORDS - {""},
     "diffusers": DOORS,  # the peer that `doctor` compares with
+    "gradio": {"ui", "cli"},
     "transformers": DOORS | {"conditioning"},  # the depth estimator, an extra
 }
 
@@ -148,6 +149,8 @@ def test_imports_only_go_down() -> None:
         ("serve/app.py", "from safelight.ui import page"),
         ("ui/page.py", "from safelight.serve.app import app"),
         ("compat/faces.py", "from safelight.serve import client"),
+        ("serve/app.py", "import gradio"),
+        ("ui/desk.py", "from safelight.serve.local import Local"),
         ("utils.py", ""),
     ],
 )  # fmt: skip
@@ -171,6 +174,7 @@ def test_a_planted_fault_is_found(tmp_path: Path, file: str, code: str) -> None:
         ("compat/faces.py", "import safelight"),
         ("ui/page.py", "from safelight.serve.client import Client"),
         ("ui/page.py", "from safelight.serve import client"),
+        ("ui/page.py", "import gradio as gr"),
         ("cli/serve.py", "def f():\n    from safelight.serve import app"),
         ("cli/doctor.py", "def f():\n    import diffusers"),
     ],

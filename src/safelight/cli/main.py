@@ -34,6 +34,7 @@ COMMANDS = {
     "vary": Entry("safelight.cli.vary", "Make pictures like other pictures."),
     "upscale": Entry("safelight.cli.upscale", "Make a picture four times as large a side."),
     "batch": Entry("safelight.cli.batch", "Make the pictures of a file of requests."),
+    "ui": Entry("safelight.cli.ui", "Make pictures in the browser."),
     "serve": Entry("safelight.cli.serve", "Serve models over HTTP."),
     "replay": Entry("safelight.cli.replay", "Make a picture again, and compare the two."),
     "tokens": Entry("safelight.cli.tokens", "Count a prompt's tokens; show its windows."),

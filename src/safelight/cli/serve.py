@@ -105,6 +105,9 @@ def command(
             "(CONTENT_SAFETY_ENDPOINT, CONTENT_SAFETY_KEY, CONTENT_SAFETY_THRESHOLD).",
         ),
     ] = False,
+    ui: Annotated[
+        bool, typer.Option("--ui", help="The web page too, at /ui (extra `ui`).")
+    ] = False,
 ) -> None:
     """Serve models over HTTP: jobs, OpenAI's Images API, DeepInfra's and AzureML's calls.
 
@@ -154,19 +157,26 @@ def command(
         azureml=azureml,
         without_checker=without_checker,
     )
+    if ui:
+        from safelight.cli import ui as page
+
+        page.need()
     house = House(settings, loader=_moderated() if content_safety else None)
     if azureml:
         refuse_unchecked(house)
     if not log_json:
         told = f"http://{host}:{port} serves {', '.join(settings.models)}"
         show.words().print(told, markup=False)
+    app = create_app(house=house)
+    if ui:
+        app = page.with_page(app)
     uvicorn.run(
-        create_app(house=house),
+        app,
         host=host,
         port=port,
         log_config=logs.config(as_json=log_json),
         access_log=False,
-        # A client that does not read its answer must not keep the server from stopping.
+        # A client that does not read its answer, or an open page, must not hold up a stop.
         timeout_graceful_shutdown=int(drain_seconds) + 5,
     )
 

@@ -53,6 +53,7 @@ def create_app(settings: Settings | None = None, *, house: House | None = None) 
     )
     app.state.house, app.state.metrics = house, house.metrics
     app.state.a1111, app.state.a1111_options = {}, {}
+    app.state.doors = []  # paths with a sign-in of their own, which takes the same keys
     for dialect in (native, openai, deepinfra, a1111, a1111_lists):
         app.include_router(dialect.router)
     app.add_middleware(Outside, house=house, answer=_answer)  # type: ignore[arg-type]

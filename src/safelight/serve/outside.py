@@ -44,6 +44,13 @@ def dialect(path: str) -> str:
     return "openai" if path.startswith("/v1/") else "server"
 
 
+def _open(request: Request) -> bool:
+    """Whether a path needs no key: it has none, or a sign-in of its own."""
+    path = request.url.path
+    doors: list[str] = request.app.state.doors
+    return path in (*OPEN, *doors) or any(d != "/" and path.startswith(d + "/") for d in doors)
+
+
 async def _rest(receive: Receive, error: Exception) -> None:
     """Read on for a while what was too much, and let it go: a client that is still sending would
     see a broken connection instead of the answer."""
@@ -117,7 +124,7 @@ class Outside:
         """Raises:
         HTTPException: the request gets no further.
         """
-        if self.house.keys.askers and not known and request.url.path not in OPEN:
+        if self.house.keys.askers and not known and not _open(request):
             wrong = "Wrong or missing API key: Authorization: Bearer …"
             raise HTTPException(401, wrong, {"www-authenticate": "Bearer"})
         length = request.headers.get("content-length", "")

@@ -13,11 +13,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from safelight import names, provenance
+from safelight import provenance
 from safelight.errors import InvalidRequest, SafelightError
 from safelight.fields import shown
 from safelight.request import GenerateRequest, ImageResult
-from safelight.serve import wire
+from safelight.serve import describe, wire
 from safelight.serve.dialects import house_of, json_body, schemas
 from safelight.serve.house import House
 from safelight.serve.jobs import Job, Status, described
@@ -279,17 +279,14 @@ async def delete(request: Request, name: str) -> Response:
 
 
 @router.get("/v1/capabilities", summary="What there is")
-async def capabilities(request: Request) -> dict[str, Any]:
-    """Models, samplers, schedules and limits."""
+async def capabilities(request: Request, model: str | None = None) -> dict[str, Any]:
+    """Models and what they can, samplers, schedules, adapters, limits. With ``?model=NAME``, that
+    one is loaded first, and ``model`` says all about it."""
     house = house_of(request)
-    limits = ("max_pixels", "max_steps", "max_count", "max_prompt", "max_body", "queue_seconds")
-    return {
-        "models": list(house.settings.models),
-        "samplers": [sampler.name for sampler in names.SAMPLERS],
-        "schedules": [schedule.name for schedule in names.SCHEDULES],
-        "limits": {name: getattr(house.settings, name) for name in limits},
-        "fields": sorted(GenerateRequest.model_fields),
-    }
+    if model is None:
+        return await asyncio.to_thread(describe.server, house)
+    asked = await asyncio.to_thread(describe.model, house, model, load=True)
+    return {**await asyncio.to_thread(describe.server, house), "model": asked}
 
 
 def told(house: House, job: Job) -> dict[str, Any]:
