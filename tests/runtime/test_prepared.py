@@ -59,8 +59,9 @@ UNETS = {
 PLANS = {
     "all": everything(),
 }
-for field in ("packed", "transposed", "shared", "folded", "compiled"):
+for field in ("packed", "transposed", "shared", "folded", "compiled", "winograd"):
     PLANS[f"not {field}"] = dataclasses.replace(PLANS["all"], **{field: False})
+PLANS["not winograd, transposed"] = dataclasses.replace(PLANS["all"], winograd=0, transposed=False)
 
 
 @cache
@@ -247,9 +248,15 @@ def test_not_a_number_stays_so() -> None:
 
 def test_a_copy_that_does_not_fit_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = sum(4 * p.numel() for net in (UNet(SHALLOW), VAE(DECODER)) for p in net.parameters())
-    for memory, expected in ((4 * weights, everything()), (3 * weights, PLAIN)):
+    chosen = []
+    for memory in (20 * weights, 4 * weights, 3 * weights):
         monkeypatch.setattr(plan, "_memory", lambda memory=memory: memory)
-        assert choose(model(SHALLOW)) == expected
+        chosen.append(choose(model(SHALLOW)))
+    assert chosen[0] == everything()
+    assert chosen[2] == PLAIN
+    if everything().winograd:
+        assert chosen[1].fused
+        assert 0 < chosen[1].winograd < 32 * 32, "the largest layers go without first"
 
 
 def test_the_plan_hangs_on_model_and_machine() -> None:

@@ -27,12 +27,12 @@ class FusedDecoder:
         for block in parts_of(decoder.up_blocks):
             steps += [Resnet(part, plan) for part in parts_of(block.resnets)]
             steps += [Up(part, plan) for part in parts_of(block.upsamplers)]
-        self._steps = [*steps, Norm(decoder.conv_norm_out, plan)]
+        self._steps, self._norm_out = steps, Norm(decoder.conv_norm_out, plan)
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Scaled latents ``(N, latent_channels, h, w)`` to pixels ``(N, 3, f*h, f*w)``."""
         h = F.conv2d(latents / self._scale, self._post.weight, self._post.bias)
-        h = self._conv_in(h.contiguous(memory_format=torch.channels_last), self._conv_in.bias)
+        h = self._conv_in(h.contiguous(memory_format=torch.channels_last))
         for step in self._steps:
             h = step(h)
-        return self._conv_out(h, self._conv_out.bias)
+        return self._conv_out(h, norm=self._norm_out)
