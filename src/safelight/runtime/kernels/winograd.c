@@ -157,6 +157,26 @@ static int sl_filter_rows(int twice, double rows[6][3])
     return count;
 }
 
+enum { LANES = 32 }; /* of the widest panel */
+
+/* G g G' for the filters of one input channel, `panel` of them, in float64. */
+CLONES static void sl_filters(const double (*restrict g)[LANES], const double (*restrict rows)[3],
+                              int side, long panel, float (*restrict out)[LANES])
+{
+    double half[6][3][LANES];
+    for (int p = 0; p < side; p++)
+        for (int c = 0; c < 3; c++)
+            for (long j = 0; j < panel; j++)
+                half[p][c][j] = rows[p][0] * g[c][j] + rows[p][1] * g[3 + c][j] +
+                                rows[p][2] * g[6 + c][j];
+    for (int p = 0; p < side; p++)
+        for (int q = 0; q < side; q++)
+            for (long j = 0; j < panel; j++)
+                out[p * side + q][j] =
+                    (float)(half[p][0][j] * rows[q][0] + half[p][1][j] * rows[q][1] +
+                            half[p][2][j] * rows[q][2]);
+}
+
 /* weight (outputs, inputs, 3, 3) to packed (places, panels, inputs, panel), zeros where channels
  * fill neither a chunk nor a panel. */
 void sl_winograd_pack(const float *weight, float *packed, long inputs, long outputs, int twice,
@@ -175,22 +195,13 @@ void sl_winograd_pack(const float *weight, float *packed, long inputs, long outp
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long job = 0; job < panels * deep; job++) {
         const long first = job / deep * panel, i = job % deep;
-        float *to = packed + job * panel;
-        for (long j = 0; j < panel; j++) {
-            double half[6][3] = {{0.0}};
-            if (first + j < outputs && i < inputs) {
-                const float *g = weight + ((first + j) * inputs + i) * 9;
-                for (int p = 0; p < side; p++)
-                    for (int c = 0; c < 3; c++)
-                        half[p][c] = rows[p][0] * g[c] + rows[p][1] * g[3 + c] +
-                                     rows[p][2] * g[6 + c];
-            }
-            for (int p = 0; p < side; p++)
-                for (int q = 0; q < side; q++)
-                    to[(p * side + q) * place + j] =
-                        (float)(half[p][0] * rows[q][0] + half[p][1] * rows[q][1] +
-                                half[p][2] * rows[q][2]);
-        }
+        double g[9][LANES] = {{0.0}};
+        float out[36][LANES];
+        for (long j = 0; j < panel && first + j < outputs && i < inputs; j++)
+            for (int c = 0; c < 9; c++) g[c][j] = weight[((first + j) * inputs + i) * 9 + c];
+        sl_filters((const double (*)[LANES])g, (const double (*)[3])rows, side, panel, out);
+        for (int p = 0; p < side * side; p++)
+            memcpy(packed + p * place + job * panel, out[p], (size_t)panel * sizeof(float));
     }
 }
 
