@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from safelight.model import Model
 
 
-_CHANNELS = 32
+_CHANNELS = 16
 """Inputs and outputs from which Winograd is faster."""
 ALL = 2**62
 """No bound."""
