@@ -11,7 +11,7 @@
  *
  * The transforms interpolate a polynomial at 0, a, -a, b, -b and infinity. Lavin and Gray take
  * a = 1, b = 2. Error grows with how unevenly the powers of the points are sized, so we take
- * 2/3 and 3/2: a third of the error, about that of the plain sum (compare Barabasz et al. 2020,
+ * 2/3 and 3/2: less than half of the error (on the choice of points see Barabasz et al. 2018,
  * arXiv:1803.10986).
  *
  *          [ aabb     0  -(aa+bb)      0  1  0 ]        [ 1   1     1    1     1   0 ]
