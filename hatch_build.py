@@ -43,7 +43,9 @@ class KernelsHook(BuildHookInterface):
 
 
 def _compile(root: Path) -> bool:
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    compiler = os.environ.get("CC") or next(
+        filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None
+    )
     if compiler is None or sys.platform != "linux" or os.environ.get("SAFELIGHT_NO_KERNELS"):
         return False
     sources = sorted(str(path.relative_to(root)) for path in (root / FOLDER).glob("*.c"))

@@ -9,6 +9,7 @@ drifts. Few derived models are kept, because at full size one costs about as muc
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import re
 import threading
@@ -282,8 +283,10 @@ def adapt(model: Model, adaptation: Adaptation) -> Model:
         twin.runtime = model.runtime  # so that its pictures share network calls with others
     else:
         plan = model.runtime.plan
-        if plan.fused and not choose(twin, others=1).fused:
-            plan = PLAIN
+        if plan.fused:
+            fits = choose(twin, others=1)  # the same layouts, as far as there is memory for two
+            small = min(plan.winograd, fits.winograd)
+            plan = dataclasses.replace(plan, winograd=small) if fits.fused else PLAIN
         twin.runtime = prepare(twin, plan, like=model.runtime)
     return twin
 

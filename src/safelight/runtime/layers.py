@@ -14,9 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from safelight.nets.layers import Downsample, ResnetBlock, Upsample
+from safelight.runtime.kernels.norm import affine as norm_affine
 from safelight.runtime.kernels.norm import group_norm as compiled_norm
+from safelight.runtime.kernels.winograd import Transformed, convolve, transform
 from safelight.runtime.plan import (
     Plan,
+    by_winograd,
     pack,
     pack_upsampling,
     packed_conv,
@@ -29,6 +32,10 @@ _FEW = 2**18
 _CELLS = 1024
 """Cells from which PyTorch's channels-last GroupNorm has a vectorised way of its own."""
 
+_WORTHWHILE = 64
+"""Cells of one picture from which Winograd is no slower. The batch has no say, so that a picture's
+numbers do not hang on its company."""
+
 _NEAREST = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 
 
@@ -38,23 +45,56 @@ class Conv:
     def __init__(self, conv: nn.Conv2d, plan: Plan) -> None:
         self.bias = conv.bias
         self._stride, self._padding = (int(conv.stride[0]), int(conv.stride[1])), _padding(conv)
-        self._packed = plan.packed
-        if plan.packed:
-            self._weight = pack(conv.weight, self._stride, self._padding)
-        else:
-            self._weight = conv.weight.detach().contiguous(memory_format=torch.channels_last)
+        self._packed, self._source = plan.packed, conv.weight
+        self._transformed = transform(conv.weight) if by_winograd(conv, plan) else None
+        self._weight = self._laid_out() if self._transformed is None else None
 
-    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """``bias``: usually ``self.bias``, or ``(O,)`` with something else added to it."""
+    def _laid_out(self) -> Tensor:
         if self._packed:
-            return packed_conv(x, self._weight, bias, self._stride, self._padding)
-        return F.conv2d(x, self._weight, bias, self._stride, self._padding)
+            return pack(self._source, self._stride, self._padding)
+        return self._source.detach().contiguous(memory_format=torch.channels_last)
 
-    def add(self, x: Tensor, other: Tensor) -> Tensor:
-        """The convolution of ``x``, with its bias, plus ``other``."""
+    def __call__(
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        *,
+        norm: Norm | None = None,
+        other: Tensor | None = None,
+    ) -> Tensor:
+        """Convolve.
+
+        Args:
+            bias: in place of the layer's own: ``(O,)``, or one a row ``(N, O)``.
+            norm: of ``x``, comes first.
+            other: added to the result.
+        """
+        bias = self.bias if bias is None else bias
+        # Few cells make small products, which do not repay four times the weights.
+        if self._transformed is not None and x.shape[2] * x.shape[3] >= _WORTHWHILE:
+            x = x.contiguous(memory_format=torch.channels_last)
+            affine, silu = (None, False) if norm is None else norm.affine(x)
+            return convolve(x, self._transformed, bias, affine=affine, silu=silu, other=other)
+        x = x if norm is None else norm(x)
+        if bias is not None and bias.ndim == 2:
+            h = self._direct(x, None).add_(bias[:, :, None, None])
+            return h if other is None else h.add_(other)
+        if other is None:
+            return self._direct(x, bias)
+        if not self._packed:
+            return self._direct(x, bias).add_(other)
+        return packed_conv_add(x, other, self._late(), bias, self._stride, self._padding)
+
+    def _direct(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if self._packed:
-            return packed_conv_add(x, other, self._weight, self.bias, self._stride, self._padding)
-        return self(x, self.bias).add_(other)
+            return packed_conv(x, self._late(), bias, self._stride, self._padding)
+        return F.conv2d(x, self._late(), bias, self._stride, self._padding)
+
+    def _late(self) -> Tensor:
+        """The plain weights, of a layer that may never need them."""
+        if self._weight is None:
+            self._weight = self._laid_out()
+        return self._weight
 
 
 class Norm:
@@ -76,6 +116,10 @@ class Norm:
         else:
             h = self._by_channels(x)
         return F.silu(h, inplace=True) if self._silu else h
+
+    def affine(self, x: Tensor) -> tuple[Tensor, bool]:
+        """What to multiply channels-last ``x`` by and to add, and whether SiLU follows."""
+        return norm_affine(x, self._weight, self._bias, self._groups, self._eps), self._silu
 
     def _by_channels(self, x: Tensor) -> Tensor:
         """Channel sums first, then groups: every pass over memory is in order.
@@ -119,16 +163,12 @@ class Resnet:
 
     def __call__(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """``time``: of :meth:`time`, one for all rows ``(1, C)`` or one a row ``(N, C)``."""
-        h = self._norm1(x)
-        if time is None:
-            h = self._conv1(h, self._conv1.bias)
-        elif len(time) == 1:
-            h = self._conv1(h, time[0])
-        else:
-            h = self._conv1(h, None).add_(time[:, :, None, None])
+        if time is not None and len(time) == 1:
+            time = time[0]
+        h = self._conv1(x, time, norm=self._norm1)
         if self._shortcut is not None:
             x = F.linear(x.permute(0, 2, 3, 1), *self._shortcut).permute(0, 3, 1, 2)
-        return self._conv2.add(self._norm2(h), x)
+        return self._conv2(h, norm=self._norm2, other=x)
 
 
 class Down:
@@ -139,21 +179,25 @@ class Down:
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x if self._symmetric else F.pad(x, (0, 1, 0, 1))
-        return self._conv(x, self._conv.bias)
+        return self._conv(x)
 
 
 class Up:
-    """Nearest 2x and a 3x3 convolution as one transposed convolution.
+    """Nearest 2x and a 3x3 convolution in one.
 
-    Of the nine products behind an output pixel, those that read the same input pixel are one
-    product with the sum of their weights: kernel 4, stride 2, padding 1, ``w4 = M w3 Mᵀ``. It
-    holds at the borders too. Odd sizes, which are not a doubling, go the plain way.
+    By Winograd it leaves 25 products of 144 (``kernels/winograd.c``). Otherwise it is a transposed
+    convolution: of the nine products behind an output pixel, those that read the same input pixel
+    are one product with the sum of their weights: kernel 4, stride 2, padding 1, ``w4 = M w3 Mᵀ``.
+    Both hold at the borders too. Odd sizes, which are not a doubling, go the plain way.
     """
 
     def __init__(self, block: Upsample, plan: Plan) -> None:
         self._block, self._bias, self._packed = block, block.conv.bias, plan.packed
         self._kernel: Tensor | None = None
-        if plan.transposed:
+        self._transformed: Transformed | None = None
+        if by_winograd(block.conv, plan):
+            self._transformed = transform(block.conv.weight, doubled=True)
+        elif plan.transposed:
             weight = block.conv.weight.detach()
             m = torch.tensor(_NEAREST, dtype=weight.dtype, device=weight.device)
             kernel = torch.einsum("ai,oxij,bj->xoab", m, weight, m).contiguous()
@@ -166,6 +210,8 @@ class Up:
     def __call__(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """``size``: as for :class:`safelight.nets.layers.Upsample`."""
         doubled = size is None or size == (2 * x.shape[-2], 2 * x.shape[-1])
+        if doubled and self._transformed is not None:
+            return convolve(x, self._transformed, self._bias)
         if self._kernel is None or not doubled:
             return self._block(x, size)
         if self._packed:

@@ -15,13 +15,21 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from safelight.nets.unet import UNet
 from safelight.nets.vae import VAE
 from safelight.runtime.kernels import library
+from safelight.runtime.kernels.winograd import level
 
 if TYPE_CHECKING:
     from safelight.model import Model
+
+
+_CHANNELS = 16
+"""Inputs and outputs from which Winograd is faster."""
+ALL = 2**62
+"""No bound."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,10 @@ class Plan:
     """Small cross-attention: queries and outputs multiplied into the cached keys and values."""
     compiled: bool = True
     """Large GroupNorms, with their SiLU, by the C kernel."""
+    winograd: int = ALL
+    """Most weights (inputs times outputs) of a 3x3 convolution done by the C kernel with a quarter
+    of the multiplications, and norm, SiLU, bias and residual inside; its weights take four times
+    their memory. 0: none. Layers with more weights have fewer cells, and gain less a byte."""
 
     @property
     def kernels(self) -> tuple[str, ...]:
@@ -53,7 +65,13 @@ class Plan:
 
 
 PLAIN = Plan(
-    fused=False, packed=False, transposed=False, shared=False, folded=False, compiled=False
+    fused=False,
+    packed=False,
+    transposed=False,
+    shared=False,
+    folded=False,
+    compiled=False,
+    winograd=0,
 )
 """The networks as they are."""
 
@@ -74,12 +92,40 @@ def choose(model: Model, *, others: int = 0) -> Plan:
     weights = sum(4 * p.numel() for net in (model.unet, model.vae) for p in net.parameters())
     if 2 * weights * (1 + others) > _memory() / 2:
         return PLAIN
-    return everything()
+    plan = everything()
+    if not plan.winograd:
+        return plan
+    # Transformed instead of copied: of the largest layers only what there is room for.
+    room = _memory() * 5 // 8 // (1 + others) - 2 * weights
+    found = sorted(
+        (conv.weight.shape[0] * conv.weight.shape[1], conv.weight.numel())
+        for net in (model.unet, model.vae)
+        for conv in net.modules()
+        if isinstance(conv, nn.Conv2d) and by_winograd(conv, plan)
+    )
+    for size, numbers in found:
+        room -= 4 * numbers * (4 - 1)
+        if room < 0:
+            return dataclasses.replace(plan, winograd=size - 1)
+    return plan
 
 
 def everything() -> Plan:
     """All that works on this machine."""
-    return Plan(packed=packing_works(), compiled=library() is not None)
+    return Plan(
+        packed=packing_works(),
+        compiled=library() is not None,
+        winograd=ALL if level() > 0 else 0,
+    )
+
+
+def by_winograd(conv: nn.Conv2d, plan: Plan) -> bool:
+    """Whether a convolution's weights are transformed. Few channels make the transforms, which
+    cost the same for any number of the others, dearer than what they save."""
+    outputs, inputs = conv.weight.shape[:2]
+    shape = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
+    plain = shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+    return plain and min(inputs, outputs) >= _CHANNELS and inputs * outputs <= plan.winograd
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from safelight.nets.vae import VAE, Posterior
 from safelight.runtime.attention import Read
 from safelight.runtime.plan import Plan, choose
 from safelight.runtime.unet import FusedUNet
-from safelight.runtime.vae import FusedDecoder
+from safelight.runtime.vae import FusedDecoder, FusedEncoder
 
 if TYPE_CHECKING:
     from safelight.model import Model
@@ -68,6 +68,7 @@ class Prepared:
         self._device = model.device
         self._fused_unet: FusedUNet | None = None
         self._fused_decoder: FusedDecoder | None = None
+        self._fused_encoder: FusedEncoder | None = None
         self._unet_parts = tuple(model.unet.modules())
         self._vae_parts = tuple(model.vae.modules())
         if plan.fused:
@@ -76,6 +77,7 @@ class Prepared:
                 self._fused_unet = FusedUNet(model.unet, plan)
                 if like is not None and like._vae is model.vae:
                     self._fused_decoder = like._fused_decoder
+                    self._fused_encoder = like._fused_encoder
                 else:
                     self._fused_decoder = FusedDecoder(model.vae, plan)
         # An entry holds the tensors whose identity is its key, so that no other can take it.
@@ -134,7 +136,11 @@ class Prepared:
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Posterior:
         """Pixels to the posterior over latents, as :meth:`safelight.nets.vae.VAE.encode`."""
-        return self._vae.encode(pixels)
+        if not self.plan.fused or _touched(self._vae_parts):
+            return self._vae.encode(pixels)
+        if self._fused_encoder is None:  # few requests bring a picture
+            self._fused_encoder = FusedEncoder(self._vae, self.plan)
+        return self._fused_encoder(pixels)
 
     # -- remembered --------------------------------------------------------------------------
 

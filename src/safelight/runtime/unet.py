@@ -92,7 +92,7 @@ class FusedUNet:
         Returns:
             ``(N, out_channels, H, W)``, channels-last.
         """
-        h = self._conv_in(x.contiguous(memory_format=torch.channels_last), self._conv_in.bias)
+        h = self._conv_in(x.contiguous(memory_format=torch.channels_last))
         context, skips, done = iter(reads), [h], 0
         current = times if first_times is None else first_times
 
@@ -118,4 +118,4 @@ class FusedUNet:
                 h = step(h, (height, width))
             else:
                 h = layer(torch.cat([h, skips.pop()], dim=1), *step)
-        return self._conv_out(self._norm_out(h), self._conv_out.bias)
+        return self._conv_out(h, norm=self._norm_out)

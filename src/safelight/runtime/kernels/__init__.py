@@ -24,6 +24,15 @@ _SIGNATURES = {
         f"sl_{kind}_norm_backward": (None, [_POINTER] * 9 + [_LONG] * 4 + [_INT, _INT])
         for kind in ("f32", "bf16")
     },
+    **{
+        f"sl_{kind}_norm_affine": (None, [_POINTER] * 6 + [_LONG] * 4 + [_FLOAT, _INT])
+        for kind in ("f32", "bf16")
+    },
+    "sl_winograd_level": (_INT, []),
+    "sl_winograd_packed": (_LONG, [_LONG] * 2 + [_INT] * 2),
+    "sl_winograd_pack": (None, [_POINTER] * 2 + [_LONG] * 2 + [_INT] * 3),
+    "sl_winograd_work": (_LONG, [_LONG] * 5 + [_INT] * 3),
+    "sl_winograd": (None, [_POINTER] * 7 + [_LONG] * 6 + [_INT] * 4),
 }
 
 

@@ -102,11 +102,9 @@ CLONES static void NAME(descend)(const ELEM *restrict x, const ELEM *restrict dy
     }
 }
 
-/* x, y: (rows, cells, channels). statistics: (rows, groups, 2), mean and 1/deviation, written.
- * work: sl_norm_work() floats. Returns nothing; cannot fail. */
-void NAME(norm_forward)(const ELEM *x, ELEM *y, const float *weight, const float *bias,
-                        float *statistics, float *work, long rows, long cells, long channels,
-                        long groups, float eps, int silu, int threads)
+/* Mean and 1/deviation of every group, (rows, groups, 2). */
+static void NAME(statistics)(const ELEM *x, float *statistics, float *work, long rows, long cells,
+                             long channels, long groups, float eps, int threads)
 {
     const long period = sl_period(channels), parts = sl_parts(cells, channels);
     const long share = channels / groups, stride = sl_stride(channels, period);
@@ -134,6 +132,30 @@ void NAME(norm_forward)(const ELEM *x, ELEM *y, const float *weight, const float
             statistics[(row * groups + group) * 2 + 1] = (float)(1.0 / sqrt(variance + eps));
         }
     }
+}
+
+/* What the norm multiplies by and adds, for whoever reads x next: affine (rows, 2, channels). */
+void NAME(norm_affine)(const ELEM *x, const float *weight, const float *bias, float *statistics,
+                       float *affine, float *work, long rows, long cells, long channels,
+                       long groups, float eps, int threads)
+{
+    NAME(statistics)(x, statistics, work, rows, cells, channels, groups, eps, threads);
+    for (long row = 0; row < rows; row++) {
+        float *scale = affine + row * 2 * channels;
+        sl_affine(statistics + row * groups * 2, weight, bias, channels, groups, channels, scale,
+                  scale + channels);
+    }
+}
+
+/* x, y: (rows, cells, channels). statistics: (rows, groups, 2), mean and 1/deviation, written.
+ * work: sl_norm_work() floats. Returns nothing; cannot fail. */
+void NAME(norm_forward)(const ELEM *x, ELEM *y, const float *weight, const float *bias,
+                        float *statistics, float *work, long rows, long cells, long channels,
+                        long groups, float eps, int silu, int threads)
+{
+    const long period = sl_period(channels), parts = sl_parts(cells, channels);
+    const long stride = sl_stride(channels, period);
+    NAME(statistics)(x, statistics, work, rows, cells, channels, groups, eps, threads);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long job = 0; job < rows * parts; job++) {
         const long row = job / parts, part = job % parts;

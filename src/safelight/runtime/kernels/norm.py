@@ -51,6 +51,23 @@ def _forward(
     return y, statistics
 
 
+def affine(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    """What GroupNorm multiplies ``x`` by and what it adds, ``(N, 2, C)``, for who reads ``x`` next.
+
+    Args:
+        x: ``(N, C, H, W)`` in float32, channels-last.
+    """
+    n, channels, height, width = x.shape
+    lib = _library()
+    result, statistics = torch.empty(n, 2, channels), torch.empty(n, groups, 2)
+    work = torch.empty(lib.sl_norm_work(n, height * width, channels))
+    lib.sl_f32_norm_affine(
+        *(t.data_ptr() for t in (x, weight, bias, statistics, result, work)),
+        *(n, height * width, channels, groups, eps, torch.get_num_threads()),
+    )
+    return result
+
+
 class _GroupNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, *how: Any) -> Tensor:
