@@ -121,7 +121,7 @@ def test_lazily_and_at_the_start() -> None:
 
 
 def test_a_model_that_does_not_load_is_not_ready_and_alive() -> None:
-    house = toy_house(model=toy_model())
+    house = toy_house(model=toy_model(), azureml=False)  # which would not start
 
     def broken(*_: Any, **__: Any) -> Any:
         raise OSError("planted")

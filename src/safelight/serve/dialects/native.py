@@ -278,7 +278,7 @@ async def delete(request: Request, name: str) -> Response:
     return Response(status_code=204)
 
 
-@router.get("/v1/capabilities", summary="What there is")
+@router.get("/v1/capabilities", summary="What there is", responses=_MISSING)
 async def capabilities(request: Request, model: str | None = None) -> dict[str, Any]:
     """Models and what they can, samplers, schedules, adapters, limits. With ``?model=NAME``, that
     one is loaded first, and ``model`` says all about it."""
