@@ -68,10 +68,22 @@ def follow(
 
 def _shown(stages: list[Recipe]) -> dict[str, Any]:
     """What ``--dry-run`` prints: a run, or all of them."""
-    shown = [
-        {"kind": r.kind, "steps": r.steps, "recipe": r.model_dump(mode="json")} for r in stages
+    shown: list[dict[str, Any]] = [
+        {"kind": r.kind, "steps": r.steps, **_shapes(r), "recipe": r.model_dump(mode="json")}
+        for r in stages
     ]
     return shown[0] if len(shown) == 1 else {"stages": shown}
+
+
+def _shapes(recipe: Recipe) -> dict[str, Any]:
+    """The aspect buckets of a run that has them; how many pictures each holds is in its
+    ``data.json``."""
+    if recipe.data.buckets is None:
+        return {}
+    from safelight.data.framing import buckets
+
+    made = buckets(recipe.data.size, **dict(recipe.data.buckets))
+    return {"buckets": [f"{width}x{height}" for width, height in made]}
 
 
 def _rehearse(stages: list[Recipe], steps: int, as_json: bool) -> None:

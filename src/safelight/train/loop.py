@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from safelight.errors import InvalidRequest
 from safelight.runtime.training import hasten
 from safelight.train import checkpoint, manifest
 from safelight.train.ema import EMA
+from safelight.train.processes import accelerator_of
 from safelight.train.recipe import OptimRecipe, Recipe
 from safelight.train.remember import forget_activations
 
@@ -116,11 +116,8 @@ class Run:
     ) -> None:
         self.recipe, self.objective, self.progress = recipe, objective, progress
         self.stop_after = stop_after
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if recipe.precision == "bfloat16" else "no",
-            cpu=not torch.cuda.is_available(),
-        )
-        self.batch, batches = recipe.optim.share(self.accelerator.num_processes)
+        self.accelerator = accelerator_of(recipe)
+        self.batch, batches = recipe.share(self.accelerator.num_processes)
         self.accelerator.gradient_accumulation_steps = batches
         module = objective.module
         if self.accelerator.device.type == "cpu":

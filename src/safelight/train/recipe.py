@@ -21,6 +21,18 @@ from safelight.train.personal_recipe import PersonalRecipe
 from safelight.train.sizes import UNETS
 
 
+class BucketsRecipe(Record):
+    """Aspect buckets: batches of one shape each, of about equally many pixels
+    (:mod:`safelight.data.framing`)."""
+
+    step: int = Field(default=64, ge=8, multiple_of=8)
+    """Sides are multiples of this many pixels."""
+    smallest: int | None = Field(default=None, gt=0)
+    """Shortest side; None: half of ``data.size``."""
+    largest: int | None = Field(default=None, gt=0)
+    """Longest side; None: twice ``data.size``."""
+
+
 class DataRecipe(Record):
     """Which pictures a run reads."""
 
@@ -49,6 +61,22 @@ class DataRecipe(Record):
     cache: Path = Path("runs/renders")
     crop: int = Field(default=0, ge=0, multiple_of=8)
     """Side of random crops to train on, in pixels; 0: whole pictures."""
+    buckets: Annotated[BucketsRecipe | None, BeforeValidator(lambda b: _switch(b))] = None
+    """``true``, or a table: train a UNet on pictures of many shapes instead of squares."""
+
+    @model_validator(mode="after")
+    def _shapes(self) -> Self:
+        if self.buckets is None:
+            return self
+        if self.source == "stilllife":
+            raise ValueError("buckets: the still life is square: leave them out")
+        if self.crop:
+            raise ValueError("buckets and crop: crops have one shape: leave one out")
+        if self.size % self.buckets.step:
+            raise ValueError(
+                f"buckets.step: size {self.size} is no multiple of it ({self.buckets.step})"
+            )
+        return self
 
 
 class OptimRecipe(Record):
@@ -235,6 +263,11 @@ def _pictures(name: str, steps: Any, optim: Any) -> int:
     return steps * step.step
 
 
+def _switch(section: Any) -> Any:
+    """``true`` is a section with its defaults, ``false`` is none."""
+    return {True: {}, False: None}[section] if isinstance(section, bool) else section
+
+
 def _published(unet: Any) -> Any:
     if not isinstance(unet, str):
         return unet
@@ -307,12 +340,34 @@ class Recipe(Record):
             raise ValueError("distill needs a diffusion section: what the student is told")
         if self.distill is not None and self.distill.match and self.compile:
             raise ValueError("distill.match reads layers, which compile hides: leave one out")
+        if self.data.buckets is not None:
+            if self.diffusion is None or self.diffusion.task in ("depth", "x4"):
+                what = "this recipe" if self.diffusion is None else self.diffusion.task
+                raise ValueError(f"data.buckets: {what} trains on squares: leave them out")
+            if self.compile:
+                raise ValueError("data.buckets change shapes, which compile fixes: leave one out")
         return self
 
     @property
     def steps(self) -> int:
         """Optimiser steps of the run."""
         return -(-self.images // self.optim.step)
+
+    def share(self, processes: int) -> tuple[int, int]:
+        """Pictures at once, and batches, of each of some processes (:meth:`OptimRecipe.share`).
+
+        Raises:
+            InvalidRequest: they cannot share a step evenly, or not in batches of one shape.
+        """
+        batch, batches = self.optim.share(processes)
+        if self.data.buckets is not None and self.optim.batch % batch:
+            raise InvalidRequest(
+                "data.buckets",
+                f"{processes} processes take {batch} pictures at once, which does not divide the "
+                f"buckets' batch of {self.optim.batch}.",
+                "Change optim.batch, or the number of processes.",
+            )
+        return batch, batches
 
     @property
     def kind(self) -> str:
