@@ -142,6 +142,7 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path: Path) -> None:
     subprocess.run([sys.executable, *launch, str(script), str(two)], check=True, timeout=540)
     said = torch.load(two / "said.pt", weights_only=True)
     assert said["losses"] == pytest.approx(losses, rel=1e-4)
+    assert said["again"] == 320, "and resume"
     for name, value in one.plain.state_dict().items():
         torch.testing.assert_close(said["module"][name], value, rtol=1e-4, atol=1e-6)
 

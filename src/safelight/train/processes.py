@@ -5,10 +5,12 @@ started.
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 
+from safelight.errors import SafelightError
 from safelight.train.recipe import Recipe
 
 PATIENCE = timedelta(hours=2)
@@ -35,3 +37,20 @@ def accelerator_of(recipe: Recipe) -> Accelerator:
         cpu=not torch.cuda.is_available(),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
+
+
+def check_agreement(accelerator: Accelerator, seen: int, folder: Path) -> None:
+    """See that all processes go on from the same picture.
+
+    Raises:
+        SafelightError: they do not: they look into different folders.
+    """
+    if accelerator.num_processes == 1:
+        return
+    mine = torch.tensor([seen], device=accelerator.device)
+    found: list[int] = accelerator.gather(mine).tolist()  # type: ignore[union-attr]
+    if len(set(found)) > 1:
+        raise SafelightError(
+            f"{folder}: processes found different checkpoints, after {sorted(set(found))} "
+            "pictures. The output folder has to lie on storage that all nodes share."
+        )
