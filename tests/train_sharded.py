@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
 from bucket_micro import objective
@@ -22,6 +23,7 @@ from safelight.train.recipe import Recipe
 
 
 def sharded_accelerator(recipe: Recipe) -> Accelerator:
+    AcceleratorState._reset_state()  # runs of several precisions in one process
     accelerator = accelerator_of(recipe)
     plugin = FullyShardedDataParallelPlugin()
     if recipe.precision == "bfloat16":
@@ -32,8 +34,13 @@ def sharded_accelerator(recipe: Recipe) -> Accelerator:
 
 
 def trained(album: Path, folder: Path) -> dict[str, Any]:
-    """A run to its end: its losses, and what every process holds of it at the end."""
+    """A run to its end: its losses, and what every process holds of it at the end.
+
+    One whose folder is called ``half`` computes in bfloat16, and forgets its activations.
+    """
     made, losses = objective(album, folder), list[float]()
+    if folder.name == "half":
+        made.recipe = made.recipe.replace(precision="bfloat16", gradient_checkpointing=True)
     run = Run(made.recipe, made, progress=lambda seen, total, n: losses.append(n["loss"]))
     began = run.seen
     run.go()

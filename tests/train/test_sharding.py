@@ -55,19 +55,20 @@ def test_shards_give_the_curve_of_one_process_and_go_on_from_its_file(tmp_path: 
     made = objective(album, tmp_path / "one")
     one = Run(made.recipe, made, progress=lambda seen, total, n: losses.append(n["loss"]))
     one.go()
-    half = tmp_path / "half"  # a run of one process that was killed after 48 pictures
-    shutil.copytree(tmp_path / "one", half)
-    sorted(half.glob("checkpoint-*.pt"))[-1].unlink()
+    killed = tmp_path / "killed"  # a run of one process that was killed after 48 pictures
+    shutil.copytree(tmp_path / "one", killed)
+    sorted(killed.glob("checkpoint-*.pt"))[-1].unlink()
+    shutil.copytree(killed, tmp_path / "half")
 
     (tmp_path / "two").mkdir()
     script = str(ROOT / "tests" / "train_sharded.py")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    runs = [str(tmp_path / "two"), str(half)]
+    runs = [str(tmp_path / name) for name in ("two", "killed", "half")]
     environment = {**os.environ, **launched(CONFIGS / "fsdp.yaml"), "ACCELERATE_USE_CPU": "true"}
     subprocess.run([*launch, "2", script, str(album), *runs], check=True, timeout=540,
                    env=environment)  # fmt: skip
 
-    for folder, began in (("two", 0), ("half", 48)):
+    for folder, began in (("two", 0), ("killed", 48)):
         said = torch.load(tmp_path / folder / "said.pt", weights_only=True)
         assert said["began"] == began
         assert said["losses"] == pytest.approx(losses[began // 4 :], rel=1e-4)
@@ -76,6 +77,9 @@ def test_shards_give_the_curve_of_one_process_and_go_on_from_its_file(tmp_path: 
                 torch.testing.assert_close(said[kind][name], value, rtol=1e-3, atol=2e-5)
         for held in ("held", "held_average", "held_moments"):
             assert 0.4 < said[held] / said["all"] < 0.65, held
+    half = torch.load(tmp_path / "half" / "said.pt", weights_only=True)["losses"]
+    assert half != pytest.approx(losses[12:], rel=1e-5), "bfloat16 rounds"
+    assert half == pytest.approx(losses[12:], rel=0.02)
     sorted((tmp_path / "two").glob("checkpoint-*.pt"))[-1].unlink()
     made = objective(album, tmp_path / "two")
     back = Run(made.recipe, made)  # from the file of the shards, on one process
@@ -83,7 +87,7 @@ def test_shards_give_the_curve_of_one_process_and_go_on_from_its_file(tmp_path: 
     back.go()
     for name, value in one.plain.state_dict().items():
         torch.testing.assert_close(back.plain.state_dict()[name], value, rtol=1e-3, atol=2e-5)
-    manifest = json.loads((tmp_path / "half" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "killed" / "manifest.json").read_text())
     assert manifest["images"] == 64
 
 

@@ -130,7 +130,8 @@ class Run:
         self._whole: nn.Module | None = None
         if sharding.is_sharded(self.accelerator):  # shards cannot be copied: samples need a whole
             self._whole = copy.deepcopy(module) if self._main else None
-            sharding.contiguous(module)
+            half = recipe.precision == "bfloat16"
+            sharding.make_ready(self.accelerator, module, half=half)
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         self._trained: Any = torch.compile(self.module) if recipe.compile else self.module
         width = recipe.ema.width if recipe.ema.kind == "power" else None

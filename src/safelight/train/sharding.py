@@ -9,6 +9,7 @@ not. A sharded tensor is PyTorch's ``DTensor``.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MethodType
 from typing import Any
 
 import torch
@@ -45,10 +46,25 @@ def check(accelerator: Accelerator, recipe: Recipe) -> None:
         raise InvalidRequest("optim.kind", f"{recipe.optim.kind} does not go with FSDP.", "adamw")
 
 
-def contiguous(module: nn.Module) -> None:
-    """Lay weights out in rows: FSDP 2 takes no other layout (channels last among them)."""
+def make_ready(accelerator: Accelerator, module: nn.Module, *, half: bool) -> None:
+    """What a network needs before accelerate shards it.
+
+    Weights are laid out in rows: FSDP 2 takes no other layout (channels last among them). In
+    bfloat16 the network computes under autocast, as on one process, which keeps norms and sums in
+    float32; FSDP's own mixed precision would cast weights and inputs, and is switched off.
+    """
     for weight in module.parameters():
         weight.data = weight.data.contiguous()
+    if half:
+        plugin: Any = accelerator.state.fsdp_plugin
+        plugin.mixed_precision_policy = None
+        forward: Any = module.forward
+
+        def autocast(self: nn.Module, x: Tensor, *others: Any, **named: Any) -> Tensor:
+            with torch.autocast(x.device.type, torch.bfloat16):
+                return forward.__func__(self, x, *others, **named).float()
+
+        module.forward = MethodType(autocast, module)
 
 
 def mine(value: Tensor) -> Tensor:
