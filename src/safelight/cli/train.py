@@ -102,6 +102,11 @@ def _rehearse(stages: list[Recipe], steps: int, as_json: bool) -> None:
 def _train(recipe: Recipe, stop_after: float | None, as_json: bool) -> bool:
     """One run; says whether it came to its end."""
     run = _prepare(recipe, stop_after, as_json)
+    if not run.accelerator.is_main_process:  # one of them speaks for all
+        interrupted, _ = _go(run, quiet=True)
+        if interrupted:
+            raise Cancelled("stopped; the same command resumes.")
+        return run.seen >= recipe.images
     if not as_json:
         show.words().print(
             f"{recipe.name}: {run.seen:,} of {recipe.images:,} pictures, in {recipe.output}",
@@ -150,18 +155,22 @@ def _prepare(recipe: Recipe, stop_after: float | None, quiet: bool) -> Run:
         raise MissingExtra("training", "train") from None
     from safelight.train.loop import Run
     from safelight.train.objectives import objective
+    from safelight.train.processes import this_process
 
     say = show.words()
     say.quiet = quiet
     with say.status("preparing data …") as status:
         seconds = None if stop_after is None else 60 * stop_after
-        if recipe.kind != "personal":
-            return Run(recipe, objective(recipe), stop_after=seconds)
-        from safelight.cli.render import Engine
+        engine = None
+        if recipe.kind == "personal":
+            from safelight.cli.render import Engine
 
-        engine = Engine(lambda made: status.update(f"preparing data: {made} class pictures …"))
-        run = Run(recipe, objective(recipe, engine), stop_after=seconds)
-        engine.tell = lambda made: None
+            engine = Engine(lambda made: status.update(f"preparing data: {made} class pictures …"))
+        with this_process().main_process_first():  # it fills the caches that the others read
+            made = objective(recipe, engine)
+        run = Run(recipe, made, stop_after=seconds)
+        if engine is not None:
+            engine.tell = lambda made: None
         return run
 
 

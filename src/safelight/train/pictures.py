@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import multiprocessing
@@ -22,7 +23,7 @@ from safelight.data.bucketed import Bucketed, sizes_of
 from safelight.data.framing import buckets
 from safelight.data.reader import Reader
 from safelight.data.renders import open_renders, scenes_of
-from safelight.data.sources import Source, Subset, open_source
+from safelight.data.sources import BadSample, Source, Subset, open_source
 from safelight.data.stilllife import Scene, Split
 from safelight.errors import InvalidRequest
 from safelight.nets.vae import to_uint8
@@ -187,6 +188,25 @@ class Captioned:
     ) -> list[str]:
         """See :class:`Pictures`."""
         return [self._read(int(i)).caption for i in places]
+
+    def corpus(self, most: int = 20_000) -> list[str]:
+        """Captions of some samples, spread evenly over the source: words to learn from.
+
+        Raises:
+            InvalidRequest: none of them has any.
+        """
+        assert isinstance(self._reader, Reader)
+        source, found = self._reader.source, list[str]()
+        for place in np.linspace(0, len(source) - 1, min(len(source), most)).astype(int):
+            with contextlib.suppress(BadSample):
+                found += source.captions(int(place))
+        if not found:
+            raise InvalidRequest(
+                "data.source",
+                f"{source.name} has no captions.",
+                "Put them beside the pictures (.txt, metadata.jsonl), or name data.caption.",
+            )
+        return found
 
     def nearness(self, places: np.ndarray, flips: np.ndarray, side: int) -> Tensor:
         """Photographs have no renderer to say it."""
