@@ -102,7 +102,9 @@ def _rehearse(stages: list[Recipe], steps: int, as_json: bool) -> None:
 def _train(recipe: Recipe, stop_after: float | None, as_json: bool) -> bool:
     """One run; says whether it came to its end."""
     run = _prepare(recipe, stop_after, as_json)
-    if not run.accelerator.is_main_process:  # one of them speaks for all
+    from safelight.train.processes import this_process
+
+    if not this_process().is_main_process:  # one of them speaks for all
         interrupted, _ = _go(run, quiet=True)
         if interrupted:
             raise Cancelled("stopped; the same command resumes.")
