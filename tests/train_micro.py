@@ -75,8 +75,10 @@ def main() -> None:
     recipe = line_recipe(folder, batch=8, processes=2)
     run = Run(recipe, Line(), progress=lambda seen, total, n: losses.append(n["loss"]))
     run.go()
+    again = Run(recipe, Line())
     if run.accelerator.is_main_process:
-        torch.save({"losses": losses, "module": run.plain.state_dict()}, folder / "said.pt")
+        said = {"losses": losses, "module": run.plain.state_dict(), "again": again.seen}
+        torch.save(said, folder / "said.pt")
 
 
 if __name__ == "__main__":

@@ -118,18 +118,19 @@ def test_a_loss_that_is_not_finite_is_an_error(
 
 
 @pytest.mark.parametrize(
-    ("kind", "module", "name"),
+    ("kind", "source", "module", "name"),
     [
-        ("clip", "contrastive", "ContrastiveObjective"),
-        ("vae", "autoencoder", "AutoencoderObjective"),
-        ("diffusion", "latent", "LatentDiffusionObjective"),
+        ("clip", "stilllife", "contrastive", "ContrastiveObjective"),
+        ("clip", "pictures/", "pairs", "PairsObjective"),
+        ("vae", "stilllife", "autoencoder", "AutoencoderObjective"),
+        ("diffusion", "stilllife", "latent", "LatentDiffusionObjective"),
     ],
 )
 def test_every_kind_of_recipe_has_its_objective(
-    kind: str, module: str, name: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, source: str, module: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from safelight.train.objectives import objective
 
     monkeypatch.setattr(f"safelight.train.{module}.{name}", lambda recipe: (name, recipe))
-    recipe: Any = SimpleNamespace(kind=kind)
+    recipe: Any = SimpleNamespace(kind=kind, data=SimpleNamespace(source=source))
     assert objective(recipe) == (name, recipe)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from picture_sets import SET, picture, png, sidecar_folder
 from PIL import Image
 
-from safelight.data.framing import BucketPlan, buckets, crop, nearest
+from safelight.data.bucketed import Bucketed, sizes_of
+from safelight.data.framing import BucketPlan, buckets, crop, nearest, populated
 from safelight.data.reader import Reader, shuffled
 from safelight.data.sources import open_source
 from safelight.errors import InvalidRequest
@@ -143,20 +144,38 @@ def test_bucket_batches_show_everything_and_can_start_anywhere() -> None:
     assert [plan[i] for i in range(len(plan))] != [plan[len(plan) + i] for i in range(len(plan))]
 
 
-def test_a_bucket_batch_is_of_one_shape_and_replaces_bad_samples(tmp_path: Path) -> None:
-    shapes = [(64, 16), (63, 16), (16, 64), (32, 32), (62, 16)]
+def test_pictures_in_buckets_are_of_one_shape_and_bad_ones_are_replaced(tmp_path: Path) -> None:
+    shapes = [(64, 16), (63, 16), (16, 64), (17, 64), (32, 32), (62, 16), (33, 32), (50, 30)]
     members = {f"{i}": (png(picture(i, *shape)), f"number {i}") for i, shape in enumerate(shapes)}
-    root = sidecar_folder(tmp_path, members)
+    root = sidecar_folder(tmp_path / "set", members)
+    (root / "8.png").write_bytes(b"no picture")
     source = open_source(root)
-    plan = BucketPlan([source.size(i) for i in range(5)], buckets(32, step=8), 2)
-    (root / "4.png").write_bytes(b"")
-    reader = Reader(source, size=32)
-    sizes = set()
-    for number in range(len(plan)):
-        shape, _ = plan[number]
-        batch = reader.batch(plan, number)
-        assert {s.pixels.shape for s in batch} == {(shape[1], shape[0], 3)}
-        sizes.add(shape)
-    assert sizes == {(64, 16), (16, 64), (32, 32)}
-    assert reader.bad.keys() == {4}
-    assert reader.replaced >= 1
+    sizes, bad = sizes_of(source, tmp_path / "cache")
+    assert sizes == [*shapes, None]
+    (root / "5.png").write_bytes(b"")  # broken since its size was read
+    assert sizes_of(source, tmp_path / "cache")[0] == sizes, "read once"
+    made = Bucketed(Reader(source, size=32), sizes, buckets(32, step=8), 2, bad=bad)
+    assert made.plan.shapes == [(16, 64), (32, 32), (64, 16)], "one of (50, 30) alone is no batch"
+    seen, epoch = set(), 2 * len(made.plan)
+    for first in range(0, epoch, 2):
+        batch = [made[first], made[first + 1]]
+        (shape,) = {s.pixels.shape for s in batch}
+        seen |= {(shape[1], shape[0])}
+    assert seen == set(made.plan.shapes)
+    assert made.report()["buckets"] == {"32x32": 3, "64x16": 3, "16x64": 2}
+    assert {e["key"] for e in made.report()["skipped_listed"]} == {"5.png", "8.png"}
+    assert made.reader.replaced >= 1
+    again = Bucketed(Reader(source, size=32), sizes, buckets(32, step=8), 2, bad=bad)
+    for index in (5 * epoch + 1, 3, 0):  # anywhere, in any order
+        mine, other = made[index], again[index]
+        assert (mine.key, mine.crop) == (other.key, other.crop)
+        np.testing.assert_array_equal(mine.pixels, other.pixels)
+
+
+def test_pictures_of_rare_shapes_go_to_what_is_nearest() -> None:
+    shapes = [(16, 64), (32, 32), (40, 24), (64, 16)]
+    sizes = [(10, 10)] * 9 + [(20, 12)] * 3 + [(12, 60)] * 2 + [None]
+    assert populated(sizes, shapes, 2) == shapes[:3]
+    assert populated(sizes, shapes, 3) == [(32, 32), (40, 24)]
+    assert populated(sizes, shapes, 6) == [(32, 32)]
+    assert populated(sizes, shapes, 100) == [(32, 32)], "one stays, however few"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import multiprocessing
 import os
+import random
+import resource
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ import torch
 from safelight.errors import InvalidRequest, SafelightError
 from safelight.nets.unet import UNet
 from safelight.spec import UNetSpec
-from safelight.train import checkpoint
+from safelight.train import checkpoint, manifest
 from safelight.train.loop import Run
 from safelight.train.recipe import OptimRecipe
 from safelight.train.remember import forget_activations
@@ -44,23 +48,113 @@ def test_killed_again_and_again_it_ends_the_same(tmp_path: Path) -> None:
     folder.mkdir()
     context = multiprocessing.get_context("fork")
     kills = 0
-    for moment in (0.11, 0.23, 0.07):  # in or between steps, saves and exports
+    for moment in random.Random().choices(range(5, 300), k=3):  # anywhere: each run another place
         child = context.Process(target=train_slowly, args=(str(folder),))
         child.start()
         deadline = time.monotonic() + 120
         while not any(folder.iterdir()) and time.monotonic() < deadline:
             time.sleep(0.01)
-        time.sleep(moment)
+        time.sleep(moment / 1000)
         if child.is_alive():
             assert child.pid is not None
             os.kill(child.pid, signal.SIGKILL)
             kills += 1
         child.join()
-    assert kills >= 1
+    assert kills >= 1, "the first is early enough"
     resumed = whole_run(folder)
     assert_same(whole, resumed)
     logged = [json.loads(line)["seen"] for line in (folder / "log.jsonl").read_text().splitlines()]
     assert logged == [160, 320], "what was logged after the last checkpoint is not logged twice"
+
+
+MOMENTS = ("half written", "not synced", "not named", "not pruned", "not described", "in export")
+
+
+def die_at(folder: str, moment: str, turn: int) -> None:
+    """A run that kills itself at a moment of its ``turn``-th save."""
+    turns, save, line = iter(range(100)), torch.save, Line()
+
+    def dying(do: Any, before: bool = True) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            last = next(turns) == turn
+            if last and before:
+                os.kill(os.getpid(), signal.SIGKILL)
+            made = do(*arguments, **named)
+            if last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return made
+
+        return call
+
+    def half(state: Any, file: Any) -> None:
+        if next(turns) < turn:
+            return save(state, file)
+        whole = io.BytesIO()
+        save(state, whole)
+        file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    patch = pytest.MonkeyPatch()
+    match moment:
+        case "half written":
+            patch.setattr(checkpoint.torch, "save", half)
+        case "not synced":
+            patch.setattr(checkpoint.os, "fsync", dying(os.fsync))
+        case "not named":
+            patch.setattr(checkpoint, "_digest", dying(checkpoint._digest, before=False))
+        case "not pruned":
+            patch.setattr(checkpoint, "_all", dying(checkpoint._all))
+        case "not described":
+            patch.setattr(manifest, "write", dying(manifest.write))
+        case _:
+            patch.setattr(line, "export", dying(line.export, before=False))
+    Run(line_recipe(Path(folder)), line).go()
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_inside_a_save_it_ends_the_same(moment: str, tmp_path: Path) -> None:
+    turn = zlib.crc32(moment.encode()) % 4 if moment != "in export" else 1
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=die_at, args=(str(folder), moment, turn))
+    child.start()
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
+    again = Run(line_recipe(folder), Line())
+    assert again.seen > 0 or turn < 2
+    again.go()
+    assert_same(whole_run(tmp_path / "whole"), again)
+    assert len(list(folder.glob("checkpoint*"))) == 2, "pruned, and nothing half written stays"
+
+
+def run_until_full(folder: str) -> None:
+    """A run on a disk that takes no more than 2 kB a file from the 100th picture on."""
+
+    def fill(seen: int, total: int, numbers: Any) -> None:
+        if seen > 100:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2048, resource.RLIM_INFINITY))
+
+    try:
+        Run(line_recipe(Path(folder)), Line(), progress=fill).go()
+    except SafelightError as error:
+        sys.exit(7 if "intact" in str(error) else 1)
+
+
+def test_a_file_that_may_not_grow_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    """The kernel refuses the bytes, in the middle of what torch writes."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    child = multiprocessing.get_context("fork").Process(target=run_until_full, args=(str(folder),))
+    child.start()
+    child.join(120)
+    assert child.exitcode == 7
+    assert not (folder / "checkpoint.part").exists()
+    again = Run(line_recipe(folder), Line())
+    assert again.seen == 96
+    again.go()
+    assert_same(whole_run(tmp_path / "whole"), again)
 
 
 def test_a_damaged_checkpoint_is_passed_over(
@@ -142,6 +236,7 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path: Path) -> None:
     subprocess.run([sys.executable, *launch, str(script), str(two)], check=True, timeout=540)
     said = torch.load(two / "said.pt", weights_only=True)
     assert said["losses"] == pytest.approx(losses, rel=1e-4)
+    assert said["again"] == 320, "and resume"
     for name, value in one.plain.state_dict().items():
         torch.testing.assert_close(said["module"][name], value, rtol=1e-4, atol=1e-6)
 

@@ -157,7 +157,7 @@ def test_inpainting_hides_what_its_mask_says() -> None:
 
 def test_masks_are_lamas() -> None:
     rng = np.random.Generator(np.random.Philox(0))
-    masks = np.stack([lama_mask(rng, 64) for _ in range(400)])
+    masks = np.stack([lama_mask(rng, 64, 64) for _ in range(400)])
     assert set(np.unique(masks)) == {0.0, 1.0}
     share = masks.mean((1, 2))
     assert 0.25 < share.mean() < 0.75

@@ -68,10 +68,22 @@ def follow(
 
 def _shown(stages: list[Recipe]) -> dict[str, Any]:
     """What ``--dry-run`` prints: a run, or all of them."""
-    shown = [
-        {"kind": r.kind, "steps": r.steps, "recipe": r.model_dump(mode="json")} for r in stages
+    shown: list[dict[str, Any]] = [
+        {"kind": r.kind, "steps": r.steps, **_shapes(r), "recipe": r.model_dump(mode="json")}
+        for r in stages
     ]
     return shown[0] if len(shown) == 1 else {"stages": shown}
+
+
+def _shapes(recipe: Recipe) -> dict[str, Any]:
+    """The aspect buckets of a run that has them; how many pictures each holds is in its
+    ``data.json``."""
+    if recipe.data.buckets is None:
+        return {}
+    from safelight.data.framing import buckets
+
+    made = buckets(recipe.data.size, **dict(recipe.data.buckets))
+    return {"buckets": [f"{width}x{height}" for width, height in made]}
 
 
 def _rehearse(stages: list[Recipe], steps: int, as_json: bool) -> None:
@@ -90,6 +102,13 @@ def _rehearse(stages: list[Recipe], steps: int, as_json: bool) -> None:
 def _train(recipe: Recipe, stop_after: float | None, as_json: bool) -> bool:
     """One run; says whether it came to its end."""
     run = _prepare(recipe, stop_after, as_json)
+    from safelight.train.processes import this_process
+
+    if not this_process().is_main_process:  # one of them speaks for all
+        interrupted, _ = _go(run, quiet=True)
+        if interrupted:
+            raise Cancelled("stopped; the same command resumes.")
+        return run.seen >= recipe.images
     if not as_json:
         show.words().print(
             f"{recipe.name}: {run.seen:,} of {recipe.images:,} pictures, in {recipe.output}",
@@ -138,18 +157,22 @@ def _prepare(recipe: Recipe, stop_after: float | None, quiet: bool) -> Run:
         raise MissingExtra("training", "train") from None
     from safelight.train.loop import Run
     from safelight.train.objectives import objective
+    from safelight.train.processes import this_process
 
     say = show.words()
     say.quiet = quiet
     with say.status("preparing data …") as status:
         seconds = None if stop_after is None else 60 * stop_after
-        if recipe.kind != "personal":
-            return Run(recipe, objective(recipe), stop_after=seconds)
-        from safelight.cli.render import Engine
+        engine = None
+        if recipe.kind == "personal":
+            from safelight.cli.render import Engine
 
-        engine = Engine(lambda made: status.update(f"preparing data: {made} class pictures …"))
-        run = Run(recipe, objective(recipe, engine), stop_after=seconds)
-        engine.tell = lambda made: None
+            engine = Engine(lambda made: status.update(f"preparing data: {made} class pictures …"))
+        with this_process().main_process_first():  # it fills the caches that the others read
+            made = objective(recipe, engine)
+        run = Run(recipe, made, stop_after=seconds)
+        if engine is not None:
+            engine.tell = lambda made: None
         return run
 
 

@@ -7,6 +7,7 @@ long pictures: a batch holds pictures of one shape, and shapes have about equall
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -87,6 +88,27 @@ def nearest(width: int, height: int, shapes: Sequence[tuple[int, int]]) -> int:
     return int(np.argmin([abs(np.log(w / h) - ratio) for w, h in shapes]))
 
 
+def populated(
+    sizes: Sequence[tuple[int, int] | None], shapes: Sequence[tuple[int, int]], least: int
+) -> list[tuple[int, int]]:
+    """The shapes that are nearest to at least so many pictures each; the others' pictures go to
+    what is nearest of these.
+
+    A shape of few pictures would show each of them many times to fill a batch.
+    """
+    shapes, distinct = list(shapes), Counter(size for size in sizes if size is not None)
+    while len(shapes) > 1:
+        counts = Counter[int]()
+        for size, count in distinct.items():
+            counts[nearest(*size, shapes)] += count
+        few = min(range(len(shapes)), key=lambda b: counts[b])
+        if counts[few] >= least:
+            break
+        # All empty ones at once, then one at a time: its pictures may fill up a neighbour.
+        shapes = [s for b, s in enumerate(shapes) if (b != few if counts[few] else counts[b])]
+    return shapes
+
+
 class BucketPlan:
     """Batches of pictures of like shape; a function of seed and batch number alone.
 
@@ -114,9 +136,10 @@ class BucketPlan:
         if batch < 1:
             raise InvalidRequest("batch", f"{batch} is not positive.")
         members: dict[int, list[int]] = {}
-        for place, shape in enumerate(sizes):
-            if shape is not None:
-                members.setdefault(nearest(*shape, shapes), []).append(place)
+        bucket_of = {size: nearest(*size, shapes) for size in set(sizes) if size is not None}
+        for place, size in enumerate(sizes):
+            if size is not None:
+                members.setdefault(bucket_of[size], []).append(place)
         if not members:
             raise InvalidRequest("data", "there is no picture to put into buckets.")
         self.shapes, self.batch, self.seed, self.members = list(shapes), batch, seed, members

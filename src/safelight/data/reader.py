@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from safelight.data import stilllife
-from safelight.data.framing import BucketPlan, Crop, crop
+from safelight.data.framing import Crop, crop
 from safelight.data.sources import BadSample, Source
 from safelight.errors import InvalidRequest
 
@@ -107,12 +107,6 @@ class Reader:
             f"{_ATTEMPTS} samples of {self.source.name} in a row cannot be used; the last: {last}.",
             "Is it the right folder, and is the caption column right?",
         )
-
-    def batch(self, plan: BucketPlan, number: int) -> list[Shown]:
-        """Batch ``number`` of a plan of aspect buckets: pictures of one shape."""
-        shape, places = plan[number]
-        first = number * plan.batch
-        return [self.read(first + i, place, shape) for i, place in enumerate(places)]
 
     def _view(self, index: int, place: int, size: tuple[int, int]) -> Shown:
         words = self.source.captions(place)

@@ -1,16 +1,19 @@
 """Training the KL autoencoder (Rombach et al. 2022, section 3.1, without the adversary).
 
 Reconstruction (L1, squared error, and L1 of neighbouring-pixel differences, which keeps edges
-sharp), weighted towards edges; and a very small pull of the posterior to the unit Gaussian.
+sharp), weighted towards edges; and a very small pull of the posterior to the unit Gaussian. The
+published autoencoders have a perceptual term (LPIPS) too, whose network is not part of this
+project. On still life, or on any pictures: captions are not read.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -18,8 +21,9 @@ from torch import Tensor, nn
 
 from safelight.errors import InvalidRequest
 from safelight.nets.vae import VAE
-from safelight.parts import load_vae
-from safelight.train.pictures import SPLITS, Stream, key, save_grid, validation
+from safelight.train.frozen import load_autoencoder
+from safelight.train.pictures import SPLITS, key, open_pictures, save_grid, validation
+from safelight.train.processes import own_device
 from safelight.train.recipe import Recipe
 
 
@@ -43,12 +47,14 @@ class AutoencoderObjective:
         torch.manual_seed(recipe.seed)
         self.module: VAE = VAE(recipe.vae.vae)
         if recipe.start is not None:
-            self.module.load_state_dict(load_vae(recipe.start).state_dict())
+            self.module.load_state_dict(load_autoencoder(recipe.start).state_dict())
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.settings.freeze_encoder:
             self.module.encoder.requires_grad_(False)
             self.module.quant_conv.requires_grad_(False)
-        self.stream = Stream(recipe.data, recipe.seed)
+        self.still_life = recipe.data.source == "stilllife"
+        data = recipe.data if self.still_life else recipe.data.replace(captions="optional")
+        self.stream, self.device = open_pictures(data, recipe.seed), own_device()
 
     def data_digest(self) -> str:
         return self.stream.digest()
@@ -70,7 +76,7 @@ class AutoencoderObjective:
                 for i in range(count)
             ]
         )
-        return self.stream.pixels(places, flips), noise
+        return self.stream.pixels(places, flips).to(self.device), noise.to(self.device)
 
     def loss(self, module: nn.Module, batch: Any) -> tuple[Tensor, Mapping[str, float]]:
         pixels, noise = batch
@@ -90,38 +96,74 @@ class AutoencoderObjective:
 
     def validate(self, module: nn.Module) -> Mapping[str, float]:
         """PSNR in dB on held-out pictures, mean over pictures; two-object scenes named apart."""
+        if not self.still_life:
+            return self._validate_own(module)
         numbers = {}
         for split in SPLITS[:2]:
             pixels, scenes = validation(self.recipe.data, split, 256)
-            made = torch.cat([_reconstruct(module, p) for p in pixels.split(64)])
-            mse = (made.clamp(-1, 1) - pixels).square().flatten(1).mean(1)
-            psnr = 10 * torch.log10(4 / mse)
+            psnr = torch.cat([_psnr(module, p) for p in pixels.split(64)])
             two = torch.tensor([s.b is not None for s in scenes])
             numbers[f"psnr_{split}"] = round(float(psnr.mean()), 3)
             numbers[f"psnr_{split}_two"] = round(float(psnr[two].mean()), 3)
-        pixels, _ = validation(self.recipe.data, "val", 256)
-        numbers["latent_std"] = round(float(module.encode(pixels).mean.std()), 4)  # type: ignore[operator]
+        numbers["latent_std"] = round(self._latent_std(module, 256), 4)
         return numbers
 
+    def _validate_own(self, module: nn.Module) -> Mapping[str, float]:
+        numbers = {"latent_std": round(self._latent_std(module, 64), 4)}
+        if self.stream.held_out("val", 64) is not None:
+            psnr = torch.cat([_psnr(module, p) for p in self._shown(64)])
+            numbers["psnr_val"] = round(float(psnr.mean()), 3)
+        return numbers
+
+    def _shown(self, count: int) -> Iterator[Tensor]:
+        """Held-out pictures in small batches; where the source holds none out, trained ones."""
+        if self.still_life:
+            pixels, _ = validation(self.recipe.data, "val", count)
+            yield from pixels.split(64)
+            return
+        pictures = self.stream.held_out("val", count) or self.stream
+        batch = max(1, min(64, 2**20 // self.recipe.data.size**2))
+        for start in range(0, count, batch):
+            places = np.arange(start, min(start + batch, count))
+            yield pictures.pixels(places, np.zeros(len(places), bool))
+
+    @torch.no_grad()
+    def _latent_std(self, module: nn.Module, count: int) -> float:
+        means = [module.encode(p.to(_place(module))).mean for p in self._shown(count)]  # type: ignore[operator]
+        return float(torch.cat(means).std())
+
     def sample(self, module: nn.Module, path: Path) -> None:
-        pixels, _ = validation(self.recipe.data, "combo", 24)
-        made = _reconstruct(module, pixels)
+        """Pictures, and below them what comes back."""
+        if self.still_life:
+            pixels, _ = validation(self.recipe.data, "combo", 24)
+        else:
+            pixels = torch.cat(list(self._shown(24)))
+        made = torch.cat([_reconstruct(module, p) for p in pixels.split(4)]).cpu()
         rows = [part for i in (0, 12) for part in (pixels[i : i + 12], made[i : i + 12])]
         save_grid(rows, path)
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """Writes ``vae.safetensors`` and ``vae.json``; measures the scaling factor on the way."""
         spec = self.settings.vae
-        with torch.no_grad():
-            pixels, _ = validation(self.recipe.data, "val", 512)
-            std = torch.cat([module.encode(p).mean for p in pixels.split(64)]).std()  # type: ignore[operator]
         if not self.settings.freeze_encoder:
-            spec = spec.replace(scaling_factor=round(1 / float(std), 4))
+            std = self._latent_std(module, 512 if self.still_life else 64)
+            spec = spec.replace(scaling_factor=round(1 / std, 4))
         state = {k: v.contiguous() for k, v in module.state_dict().items()}
         save_file(state, folder / "vae.safetensors")
         (folder / "vae.json").write_text(spec.model_dump_json(indent=1))
 
 
+def _place(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _psnr(module: nn.Module, pixels: Tensor) -> Tensor:
+    """Of each reconstruction ``(N,)``, in dB."""
+    made = _reconstruct(module, pixels).clamp(-1, 1).cpu()
+    return 10 * torch.log10(4 / (made - pixels).square().flatten(1).mean(1))
+
+
+@torch.no_grad()
 def _reconstruct(module: nn.Module, pixels: Tensor) -> Tensor:
-    posterior = module.encode(pixels)  # type: ignore[operator]
+    posterior = module.encode(pixels.to(_place(module)))  # type: ignore[operator]
     return module.decoder(module.post_quant_conv(posterior.mean))  # type: ignore[operator]

@@ -32,6 +32,7 @@ from safelight.parts import clip_normalised
 from safelight.spec import TextSpec, VisionSpec
 from safelight.text.tokenizer import Tokenizer, learn_vocabulary
 from safelight.train.pictures import SPLITS, Stream, key, save_grid, validation
+from safelight.train.processes import own_device
 from safelight.train.recipe import Recipe
 
 
@@ -82,28 +83,77 @@ def patch_targets(labels: np.ndarray, scenes: list[Scene]) -> Tensor:
     return torch.from_numpy(np.stack(columns, axis=2))
 
 
-class ContrastiveModel(nn.Module):
-    """Both towers, the temperature and the auxiliary heads."""
+class Towers(nn.Module):
+    """Both towers and the temperature."""
 
     def __init__(self, text: TextSpec, vision: VisionSpec) -> None:
         super().__init__()
         self.text, self.vision = TextTower(text), VisionTower(vision)
         self.logit_scale = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
-        self.head = AttributeHead(vision.projection_width)
-        self.patch_head = nn.Sequential(
-            nn.LayerNorm(vision.width), nn.Linear(vision.width, sum(PATCH_CLASSES))
-        )
+        self._heads(vision)
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
 
-    def forward(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _heads(self, vision: VisionSpec) -> None:
+        """What is trained beside the towers, and thrown away."""
+
+    def forward(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Image and text embeddings, and the temperature's scale."""
+        text = self.text(ids).embedding
+        assert text is not None
+        return self.vision(pixels).embedding, text, self.scale()
+
+    def scale(self) -> Tensor:
+        return self.logit_scale.clamp(max=np.log(100.0)).exp()
+
+
+class ContrastiveModel(Towers):
+    """The towers with the auxiliary heads of still life."""
+
+    def _heads(self, vision: VisionSpec) -> None:
+        self.head = AttributeHead(vision.projection_width)
+        self.patch_head = nn.Sequential(
+            nn.LayerNorm(vision.width), nn.Linear(vision.width, sum(PATCH_CLASSES))
+        )
+
+    def forward(  # type: ignore[override]
+        self, pixels: Tensor, ids: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Image and text embeddings, the temperature's scale, and the patch head's logits."""
         seen = self.vision(pixels)
         text = self.text(ids).embedding
         assert text is not None
-        scale = self.logit_scale.clamp(max=np.log(100.0)).exp()
-        return seen.embedding, text, scale, self.patch_head(seen.states[:, 1:])
+        return seen.embedding, text, self.scale(), self.patch_head(seen.states[:, 1:])
+
+
+def contrast(image: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The symmetric loss of a batch of pairs, and their similarities ``(N, N)``, scaled."""
+    similarity = scale * F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
+    own = torch.arange(len(text), device=text.device)
+    return (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2, similarity
+
+
+def matched(similarity: Tensor, captions: list[str]) -> float:
+    """Share of pictures whose best caption is theirs, or says the same."""
+    best = similarity.argmax(1).tolist()
+    return sum(captions[b] == own for b, own in zip(best, captions, strict=True)) / len(captions)
+
+
+def token_ids(tokenizer: Tokenizer, captions: list[str], eos_id: int) -> Tensor:
+    """``(N, L)``, as long as the longest: attention is causal, so nothing after the end token
+    reaches it, and the tail can go."""
+    ids = torch.tensor(tokenizer.tokens(captions))
+    return ids[:, : int((ids == eos_id).int().argmax(1).max()) + 1]
+
+
+def write_towers(module: Towers, tokenizer: Tokenizer, folder: Path) -> None:
+    """Both towers, their specs and the tokenizer."""
+    for name, tower in (("text", module.text), ("vision", module.vision)):
+        state = {k: v.contiguous() for k, v in tower.state_dict().items()}
+        save_file(state, folder / f"{name}.safetensors")
+        (folder / f"{name}.json").write_text(tower.spec.model_dump_json(indent=1))
+    tokenizer.save(folder / "tokenizer")
 
 
 class ContrastiveObjective:
@@ -122,14 +172,12 @@ class ContrastiveObjective:
         self.tokenizer = Tokenizer.from_vocab(vocab, merges, context_length=text.context_length)
         torch.manual_seed(recipe.seed)
         self.module: ContrastiveModel = ContrastiveModel(text, recipe.clip.vision)
-        self.stream = Stream(recipe.data, recipe.seed)
+        self.stream, self.device = Stream(recipe.data, recipe.seed), own_device()
         data = recipe.data
         self.labels = open_labels(data.cache, seed=data.seed, split=data.split, count=data.count)
 
     def _ids(self, captions: list[str]) -> Tensor:
-        ids = torch.tensor(self.tokenizer.tokens(captions))
-        # Attention is causal: nothing after the end token reaches it, so the tail can go.
-        return ids[:, : int((ids == self.settings.text.eos_id).int().argmax(1).max()) + 1]
+        return token_ids(self.tokenizer, captions, self.settings.text.eos_id).to(self.device)
 
     def data_digest(self) -> str:
         return self.stream.digest()
@@ -149,14 +197,15 @@ class ContrastiveObjective:
             # A mirrored left/right scene names its left object first: the roles change too.
             if scenes[i].arrangement == stilllife.Arrangement.LEFT_RIGHT:
                 labels[i] = np.array([0, 2, 1], dtype=np.uint8)[labels[i]]
-        return pixels, self._ids(captions), attribute_targets(scenes), patch_targets(labels, scenes)
+        targets, patches = attribute_targets(scenes), patch_targets(labels, scenes)
+        pixels, targets, patches = (t.to(self.device) for t in (pixels, targets, patches))
+        return pixels, self._ids(captions), targets, patches
 
     def loss(self, module: nn.Module, batch: Any) -> tuple[Tensor, Mapping[str, float]]:
         pixels, ids, targets, patches = batch
         image, text, scale, patch_logits = module(pixels, ids)
-        similarity = scale * F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
-        own = torch.arange(len(ids))
-        contrast = (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2
+        contrastive, similarity = contrast(image, text, scale)
+        own = torch.arange(len(ids), device=ids.device)
         plain = getattr(module, "module", module)  # inside accelerate's wrapper
         assert isinstance(plain, ContrastiveModel)
         head = plain.head
@@ -169,9 +218,9 @@ class ContrastiveObjective:
                 for i, part in enumerate(patch_logits.split(PATCH_CLASSES, dim=2))
             ]
         ).sum()
-        total = contrast + self.settings.attribute_weight * (attributes + 0.5 * attributes_text)
+        total = contrastive + self.settings.attribute_weight * (attributes + 0.5 * attributes_text)
         return total + self.settings.patch_weight * dense, {
-            "contrast": float(contrast.detach()),
+            "contrast": float(contrastive.detach()),
             "top1": float((similarity.argmax(1) == own).float().mean()),
             "attributes": float(attributes.detach()),
             "attributes_text": float(attributes_text.detach()),
@@ -186,14 +235,11 @@ class ContrastiveObjective:
         for split in SPLITS:
             pixels, scenes = validation(self.recipe.data, split, 512)
             captions = [stilllife.plain_caption(s) for s in scenes]
-            image, text, _, _ = module(clip_normalised(pixels), self._ids(captions))
-            logits = module.head(image)
-            similarity = F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
-            # Two scenes of the set may have one caption: either is then right.
-            same = torch.tensor([[a == b for b in captions] for a in captions])
-            hit = same[torch.arange(len(captions)), similarity.argmax(1)]
-            numbers[f"top1_{split}"] = round(float(hit.float().mean()), 4)
-            right = all_right(logits, attribute_targets(scenes))
+            seen = clip_normalised(pixels).to(self.device)
+            image, text, scale, _ = module(seen, self._ids(captions))
+            _, similarity = contrast(image, text, scale)
+            numbers[f"top1_{split}"] = round(matched(similarity, captions), 4)
+            right = all_right(module.head(image), attribute_targets(scenes).to(self.device))
             numbers[f"attributes_{split}"] = round(float(right.float().mean()), 4)
         return numbers
 
@@ -204,8 +250,4 @@ class ContrastiveObjective:
     def export(self, module: nn.Module, folder: Path) -> None:
         """Writes both towers, their specs and the tokenizer."""
         assert isinstance(module, ContrastiveModel)
-        for name, tower in (("text", module.text), ("vision", module.vision)):
-            state = {k: v.contiguous() for k, v in tower.state_dict().items()}
-            save_file(state, folder / f"{name}.safetensors")
-            (folder / f"{name}.json").write_text(tower.spec.model_dump_json(indent=1))
-        self.tokenizer.save(folder / "tokenizer")
+        write_towers(module, self.tokenizer, folder)

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from safelight.train.sharding import mine, shared_out
+
 
 def classic_decay(updates: int, decay: float) -> float:
     """``min(decay, (1 + n) / (10 + n))``: the ramp of CompVis' ``LitEma``, which made the
@@ -37,6 +39,8 @@ def power_decay(updates: int, exponent: float) -> float:
 class EMA:
     """``shadow += (1 - d) (weights - shadow)`` after every step.
 
+    The average of a sharded module is sharded like it: each process averages its part.
+
     Args:
         decay: of the classic average.
         width: relative width of a power-function profile; where given, ``decay`` plays no part.
@@ -62,7 +66,9 @@ class EMA:
         current = module.state_dict()
         averaged = [k for k, v in self.shadow.items() if v.is_floating_point()]
         torch._foreach_lerp_(
-            [self.shadow[k] for k in averaged], [current[k] for k in averaged], 1 - decay
+            [mine(self.shadow[k]) for k in averaged],
+            [mine(current[k]) for k in averaged],
+            1 - decay,
         )
         for key in self.shadow.keys() - set(averaged):
             self.shadow[key].copy_(current[key])
@@ -72,7 +78,7 @@ class EMA:
         return self.shadow
 
     def load(self, state: dict[str, Tensor], updates: int) -> None:
-        """Continue from saved averages."""
+        """Continue from saved averages, whole ones."""
         self.updates = updates
         for key, value in state.items():
-            self.shadow[key].copy_(value)
+            self.shadow[key].copy_(shared_out(value, self.shadow[key]))

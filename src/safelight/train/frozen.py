@@ -109,12 +109,18 @@ def load_frozen(
         parts.text, parts.tokenizer = model.text, model.tokenizer
     if vision:
         parts.vision = load_vision(clip) if model is None else model.vision
-    if vae is not None and (vae / "vae.json").is_file():
-        parts.vae = load_vae(vae)
-    elif vae is not None:
-        same = model if model is not None and vae == clip else None
-        parts.vae = (same or Model.load(vae, device="cpu", dtype=torch.float32)).vae
+    if vae is not None:
+        parts.vae = model.vae if model is not None and vae == clip else load_autoencoder(vae)
     return Frozen(parts.vae, parts.text, parts.tokenizer, parts.vision)
+
+
+def load_autoencoder(folder: Path) -> VAE:
+    """The autoencoder of a run's folder, of the family's, or of a published model."""
+    if (folder / "vae.json").is_file():
+        return load_vae(folder)
+    vae = Model.load(folder, device="cpu", dtype=torch.float32).vae
+    assert vae is not None
+    return vae
 
 
 def load_denoiser(folder: Path) -> tuple[UNet, ScheduleSpec]:

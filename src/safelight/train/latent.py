@@ -28,6 +28,7 @@ from safelight.spec import ScheduleSpec
 from safelight.train.distill import Lesson, lesson
 from safelight.train.frozen import Frozen, load_denoiser, load_frozen
 from safelight.train.pictures import SPLITS, Pictures, key, open_pictures, save_grid, to_pixels
+from safelight.train.processes import own_device
 from safelight.train.recipe import Recipe
 from safelight.train.tasks import TASKS, Batch, Draw, Told, UnCLIP, predict
 from safelight.train.warm import warm_start
@@ -100,15 +101,18 @@ class LatentDiffusionObjective:
             raise InvalidRequest("diffusion", "the recipe has no such section.")
         self.recipe, self.settings = recipe, recipe.diffusion
         settings, kind = recipe.diffusion, TASKS[recipe.diffusion.task]
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = own_device()
         if frozen is None:
             text = settings.task != "variations"
             frozen = load_frozen(settings.clip, settings.vae, text=text, vision=kind.looks)
         self.frozen = frozen.to(self.device)
         self.task = kind(settings, self.frozen)
+        self._check_buckets()
         self.spec = ScheduleSpec(prediction_type=settings.prediction_type)
         self.schedule = Schedule.from_spec(self.spec)
-        self.pictures = open_pictures(recipe.data, recipe.seed) if pictures is None else pictures
+        if pictures is None:
+            pictures = open_pictures(recipe.data, recipe.seed, recipe.optim.batch)
+        self.pictures = pictures
         self.module: UNet = self._unet()
         self.lesson: Lesson | None = None
         if recipe.distill is not None:
@@ -116,6 +120,17 @@ class LatentDiffusionObjective:
         self.latents = self._latents_of_all()
         if isinstance(self.task, UnCLIP):
             self._measure_embeddings(self.task)
+
+    def _check_buckets(self) -> None:
+        """Refuse shapes that the UNet would not bring back to their size."""
+        buckets, vae = self.recipe.data.buckets, self.frozen.vae
+        if buckets is None or vae is None:
+            return
+        cell = vae.spec.factor * 2 ** (len(self.settings.unet.channels) - 1)
+        if buckets.step % cell:
+            raise InvalidRequest(
+                "data.buckets.step", f"{buckets.step} is no multiple of this network's {cell}."
+            )
 
     def _unet(self) -> UNet:
         with torch.random.fork_rng(devices=[]):
@@ -152,8 +167,10 @@ class LatentDiffusionObjective:
     def _measure_embeddings(self, task: UnCLIP) -> None:
         """The spread of the training set's embeddings, from some of its pictures."""
         rows = []
-        for start in range(0, min(2048, self.recipe.data.count), 64):
-            places, flips = self.pictures.places(start, min(64, self.recipe.data.count))
+        data = self.recipe.data
+        count = min(64 if data.buckets is None else self.recipe.optim.batch, data.count)
+        for start in range(0, min(2048, data.count), count):
+            places, flips = self.pictures.places(start, count)
             draw = Draw(self.pictures, places, flips, [], [], np.zeros(0, bool), shown=True)
             rows.append(self.frozen.look(draw.pixels, antialias=self.settings.antialias))
         seen = torch.cat(rows).float()
@@ -201,9 +218,9 @@ class LatentDiffusionObjective:
             pixels = draw.pixels
             noise = None
             if not draw.shown:
-                factor, spec = self.frozen.vae.spec.factor, self.frozen.vae.spec  # type: ignore[union-attr]
-                side = pixels.shape[-1] // factor
-                noise = draw.normal(spec.latent_channels, side, side)
+                spec = self.frozen.vae.spec  # type: ignore[union-attr]
+                height, width = (side // spec.factor for side in pixels.shape[-2:])
+                noise = draw.normal(spec.latent_channels, height, width)
             return self.frozen.encode(pixels, noise)
         order = np.lexsort((draw.places, draw.flips))
         latents = np.empty((len(order), *self.latents.shape[2:]), dtype=np.float32)

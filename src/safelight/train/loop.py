@@ -7,6 +7,7 @@ command again. A step sees the same pictures however many processes share it.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -16,13 +17,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from safelight.errors import InvalidRequest
 from safelight.runtime.training import hasten
-from safelight.train import checkpoint, manifest
+from safelight.train import checkpoint, manifest, sharding
 from safelight.train.ema import EMA
+from safelight.train.processes import accelerator_of, check_agreement
 from safelight.train.recipe import OptimRecipe, Recipe
 from safelight.train.remember import forget_activations
 
@@ -116,11 +117,9 @@ class Run:
     ) -> None:
         self.recipe, self.objective, self.progress = recipe, objective, progress
         self.stop_after = stop_after
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if recipe.precision == "bfloat16" else "no",
-            cpu=not torch.cuda.is_available(),
-        )
-        self.batch, batches = recipe.optim.share(self.accelerator.num_processes)
+        self.accelerator = accelerator_of(recipe)
+        sharding.check(self.accelerator, recipe)
+        self.batch, batches = recipe.share(self.accelerator.num_processes)
         self.accelerator.gradient_accumulation_steps = batches
         module = objective.module
         if self.accelerator.device.type == "cpu":
@@ -128,11 +127,17 @@ class Run:
         if recipe.gradient_checkpointing:
             forget_activations(module)
         optimizer = adamw(module, recipe.optim)
+        self._whole: nn.Module | None = None
+        if sharding.is_sharded(self.accelerator):  # shards cannot be copied: samples need a whole
+            self._whole = copy.deepcopy(module) if self._main else None
+            half = recipe.precision == "bfloat16"
+            sharding.make_ready(self.accelerator, module, half=half)
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         self._trained: Any = torch.compile(self.module) if recipe.compile else self.module
         width = recipe.ema.width if recipe.ema.kind == "power" else None
         self.ema = EMA(self.plain, recipe.ema.decay, width=width)
         self.seen, self.seconds = 0, 0.0
+        self._began, self._stopping = time.monotonic(), False
         self.folder = recipe.output
         self.folder.mkdir(parents=True, exist_ok=True)
         self._resume()
@@ -148,11 +153,11 @@ class Run:
 
         recipe, total = self.recipe, self.recipe.images
         board = SummaryWriter(str(self.folder / "tensorboard")) if self._main else None
-        began, started_at = time.monotonic(), self.seconds
+        self._began, started_at = time.monotonic(), self.seconds
         numbers: dict[str, float] = {}
         while self.seen < total:
             loss, logged = self._step()
-            self.seconds = started_at + time.monotonic() - began
+            self.seconds = started_at + time.monotonic() - self._began
             if not math.isfinite(loss):
                 raise FloatingPointError(
                     f"the loss is {loss} after {self.seen} pictures; the last checkpoint in "
@@ -163,16 +168,16 @@ class Run:
                     board.add_scalar(f"train/{key}", value, self.seen)
             if self.progress is not None:
                 self.progress(self.seen, total, {"loss": loss, **logged})
-            stopping = self.stop_after is not None and time.monotonic() - began > self.stop_after
-            last = self.seen >= total or stopping
+            last = self.seen >= total or self._stopping
             if last or self._due(recipe.save_every):
                 self._save()
             if last or self._due(recipe.sample_every):
                 numbers = self._show(board)
-            if stopping:
+            if self._stopping:
                 break
-        if self._main:
-            self.objective.export(self._averaged(), self.folder)
+        averaged = self._averaged()
+        if averaged is not None:
+            self.objective.export(averaged, self.folder)
             self._describe()
         return numbers
 
@@ -199,9 +204,16 @@ class Run:
                 sums[name] = sums.get(name, 0.0) + value / batches
         self.seen += optim.step
         self.ema.update(self.plain)
-        if world > 1:
-            total = self.accelerator.reduce(total, "mean")
-        return float(total), {**sums, "lr": rate}  # type: ignore[arg-type]
+        return self._agreed(total), {**sums, "lr": rate}
+
+    def _agreed(self, loss: Tensor) -> float:
+        """The loss of all processes. When the time of one is up, all of them stop."""
+        late = self.stop_after is not None and time.monotonic() - self._began > self.stop_after
+        said: Any = torch.stack([loss, torch.full_like(loss, late)])
+        if self.accelerator.num_processes > 1:
+            said = self.accelerator.reduce(said, "mean")
+        self._stopping = float(said[1]) > 0
+        return float(said[0])
 
     # -- checkpoints ---------------------------------------------------------------------------
 
@@ -213,27 +225,29 @@ class Run:
         return self.seen // every != (self.seen - self.recipe.optim.step) // every
 
     def _save(self) -> None:
-        if not self._main:
-            return
-        state = {
-            "module": self.plain.state_dict(),
-            "ema": self.ema.state_dict(),
-            "updates": self.ema.updates,
-            "optimizer": self.optimizer.state_dict(),
-            "seen": self.seen,
-            "seconds": self.seconds,
-        }
-        checkpoint.save(self.folder, self.seen, state, keep=self.recipe.keep)
-        self._describe()
+        state = sharding.whole(
+            {
+                "module": self.plain.state_dict(),
+                "ema": self.ema.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+            },
+            keep=self._main,
+        )
+        if self._main:
+            state |= {"updates": self.ema.updates, "seen": self.seen, "seconds": self.seconds}
+            checkpoint.save(self.folder, self.seen, state, keep=self.recipe.keep)
+            self._describe()
 
     def _resume(self) -> None:
-        state = checkpoint.newest(self.folder, self.accelerator.device)
+        state = checkpoint.newest(self.folder)
         if state is not None:
-            self.plain.load_state_dict(state["module"])
+            sharding.load(self.plain, state["module"])
             self.ema.load(state["ema"], state["updates"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            moments = sharding.shared_out_moments(state["optimizer"], self.optimizer)
+            self.optimizer.load_state_dict(moments)
             self.seen, self.seconds = state["seen"], state["seconds"]
             log.info("resuming %s at %d pictures", self.recipe.name, self.seen)
+        check_agreement(self.accelerator, self.seen, self.folder)
         if self._main:
             _forget_later(self.folder / "log.jsonl", self.seen)
 
@@ -251,18 +265,20 @@ class Run:
         if skipped:
             manifest.write(self.folder, dict(skipped), "data.json")
 
-    def _averaged(self) -> nn.Module:
-        """The module with its averaged weights, in evaluation mode, beside the trained one."""
-        import copy
-
-        twin = copy.deepcopy(self.plain)
-        twin.load_state_dict(self.ema.state_dict())
+    def _averaged(self) -> nn.Module | None:
+        """The module with its averaged weights, in evaluation mode, beside the trained one; for
+        the first process. All have to ask for it: each may hold a part."""
+        weights = sharding.whole(self.ema.state_dict(), keep=self._main)
+        if not self._main:
+            return None
+        twin = copy.deepcopy(self._whole or self.plain).to(self.accelerator.device)
+        twin.load_state_dict(weights)
         return twin.eval()
 
     def _show(self, board: Any) -> dict[str, float]:
-        if not self._main:
-            return {}
         averaged = self._averaged()
+        if averaged is None:
+            return {}
         with torch.no_grad():
             numbers = dict(self.objective.validate(averaged))
             self.objective.sample(averaged, self.folder / f"samples-{self.seen:08d}.png")

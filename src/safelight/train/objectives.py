@@ -17,6 +17,10 @@ def objective(recipe: Recipe, render: Any = None) -> Any:
             engine that generates makes.
     """
     match recipe.kind:
+        case "clip" if recipe.data.source != "stilllife":
+            from safelight.train.pairs import PairsObjective
+
+            return PairsObjective(recipe)
         case "clip":
             from safelight.train.contrastive import ContrastiveObjective
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +38,7 @@ from safelight.train.learners import DreamBooth, Inversion, Learner, LowRank
 from safelight.train.personal_recipe import PersonalRecipe
 from safelight.train.photos import Photos, Sight
 from safelight.train.pictures import key, save_grid, to_pixels
+from safelight.train.processes import own_device
 from safelight.train.recipe import Recipe
 from safelight.train.remember import forget_activations
 
@@ -96,9 +96,7 @@ class PersonalObjective:
         if not settings.instance_data.is_dir():  # before a model is loaded
             Photos(settings.instance_data, 8)
         _same_run(recipe)
-        self.device = torch.device("cpu")
-        if torch.cuda.is_available():  # what is frozen lies where accelerate will train
-            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        self.device = own_device()  # what is frozen lies where accelerate will train
         if model is None:
             model = Model.load(settings.model, device=self.device, dtype=torch.float32)
         self.base, self.schedule = model, model.schedule

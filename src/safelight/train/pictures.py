@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import multiprocessing
@@ -18,9 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from safelight.data import stilllife
+from safelight.data.bucketed import Bucketed, sizes_of
+from safelight.data.framing import buckets
 from safelight.data.reader import Reader
 from safelight.data.renders import open_renders, scenes_of
-from safelight.data.sources import Source, Subset, open_source
+from safelight.data.sources import BadSample, Source, Subset, open_source
 from safelight.data.stilllife import Scene, Split
 from safelight.errors import InvalidRequest
 from safelight.nets.vae import to_uint8
@@ -84,8 +87,11 @@ class Pictures(Protocol):
         ...
 
 
-def open_pictures(data: DataRecipe, seed: int) -> Pictures:
+def open_pictures(data: DataRecipe, seed: int, batch: int = 1) -> Pictures:
     """The pictures that a recipe names.
+
+    Args:
+        batch: pictures of one shape, where the recipe has aspect buckets.
 
     Raises:
         InvalidRequest: there is nothing where the recipe says, or no picture in it.
@@ -100,7 +106,12 @@ def open_pictures(data: DataRecipe, seed: int) -> Pictures:
     digest = hashlib.blake2b(f"{data.source} {len(source)}".encode(), digest_size=8)
     for place in np.linspace(0, len(source) - 1, min(len(source), 4096)).astype(int):
         digest.update(source.key(int(place)).encode())
-    return Captioned(reader, digest.hexdigest(), apart)
+    if data.buckets is None:
+        return Captioned(reader, digest.hexdigest(), apart)
+    shapes = buckets(data.size, **dict(data.buckets))
+    sizes, bad = sizes_of(kept, data.cache)
+    shaped = Bucketed(reader, sizes, shapes, batch, bad=bad)
+    return Captioned(shaped, digest.hexdigest(), apart)
 
 
 def _place(data: DataRecipe) -> Path | str:
@@ -157,7 +168,7 @@ class Captioned:
 
     def report(self) -> dict[str, Any]:
         """See :class:`Pictures`."""
-        return self._reader.report() if isinstance(self._reader, Reader) else {}
+        return self._reader.report() if isinstance(self._reader, (Reader, Bucketed)) else {}
 
     def places(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The numbers themselves, none of them mirrored here."""
@@ -177,6 +188,25 @@ class Captioned:
     ) -> list[str]:
         """See :class:`Pictures`."""
         return [self._read(int(i)).caption for i in places]
+
+    def corpus(self, most: int = 20_000) -> list[str]:
+        """Captions of some samples, spread evenly over the source: words to learn from.
+
+        Raises:
+            InvalidRequest: none of them has any.
+        """
+        assert isinstance(self._reader, Reader)
+        source, found = self._reader.source, list[str]()
+        for place in np.linspace(0, len(source) - 1, min(len(source), most)).astype(int):
+            with contextlib.suppress(BadSample):
+                found += source.captions(int(place))
+        if not found:
+            raise InvalidRequest(
+                "data.source",
+                f"{source.name} has no captions.",
+                "Put them beside the pictures (.txt, metadata.jsonl), or name data.caption.",
+            )
+        return found
 
     def nearness(self, places: np.ndarray, flips: np.ndarray, side: int) -> Tensor:
         """Photographs have no renderer to say it."""

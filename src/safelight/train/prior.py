@@ -21,6 +21,7 @@ from safelight.spec import ScheduleSpec
 from safelight.train.frozen import Frozen, load_frozen
 from safelight.train.latent import stratified_timesteps
 from safelight.train.pictures import SPLITS, Pictures, key, open_pictures, save_grid
+from safelight.train.processes import own_device
 from safelight.train.recipe import Recipe
 
 SCHEDULE = ScheduleSpec(
@@ -51,7 +52,7 @@ class PriorObjective:
         if recipe.prior is None:
             raise InvalidRequest("prior", "the recipe has no such section.")
         self.recipe, self.settings = recipe, recipe.prior
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = own_device()
         frozen = frozen or load_frozen(recipe.prior.clip, vision=True)
         self.frozen = frozen.to(self.device)
         self.schedule = Schedule.from_spec(SCHEDULE)

@@ -17,38 +17,9 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from safelight.errors import InvalidRequest
 from safelight.spec import PriorSpec, Record, TextSpec, UNetSpec, VAESpec, VisionSpec
+from safelight.train.data_recipe import DataRecipe
 from safelight.train.personal_recipe import PersonalRecipe
 from safelight.train.sizes import UNETS
-
-
-class DataRecipe(Record):
-    """Which pictures a run reads."""
-
-    source: str = "stilllife"
-    """``stilllife``, the procedural world; or where pictures with captions are: a folder, shards,
-    Parquet (:func:`safelight.data.sources.open_source`)."""
-    filter: str = ""
-    """The folder in the source that holds what a filter of ``safelight data`` chose."""
-    caption: str | None = None
-    """Column or field of the captions; None finds it by its usual names."""
-    captions: Literal["need", "optional"] = "need"
-    """Whether a picture without one is skipped, or has the empty one."""
-    exclude: Path | None = None
-    """A file of keys to leave out, one a line, such as ``safelight data dedup`` writes."""
-    min_side: int = Field(default=0, ge=0)
-    """Smaller pictures are skipped, in pixels."""
-    mirror: bool = False
-    """Show half of a source's pictures mirrored; captions may say left and right."""
-    hold_out: float = Field(default=0.01, ge=0, lt=1)
-    """Share of a source's pictures that is not trained on but validated with."""
-    split: Literal["train", "val", "combo", "pair", "all"] = "train"
-    seed: int = 1
-    size: int = Field(default=64, ge=8, multiple_of=8)
-    count: int = Field(default=98304, gt=0)
-    """Distinct renders; every one is also seen mirrored, with its caption's words exchanged."""
-    cache: Path = Path("runs/renders")
-    crop: int = Field(default=0, ge=0, multiple_of=8)
-    """Side of random crops to train on, in pixels; 0: whole pictures."""
 
 
 class OptimRecipe(Record):
@@ -124,6 +95,8 @@ class CLIPRecipe(Record):
 
     text: TextSpec
     vision: VisionSpec
+    tokenizer: Path | None = None
+    """A published ``tokenizer`` folder, for captions of one's own; None: learned from them."""
     attribute_weight: float = 1.0
     """Weight of the auxiliary attribute loss on the embeddings; its head is thrown away."""
     patch_weight: float = 1.0
@@ -307,12 +280,34 @@ class Recipe(Record):
             raise ValueError("distill needs a diffusion section: what the student is told")
         if self.distill is not None and self.distill.match and self.compile:
             raise ValueError("distill.match reads layers, which compile hides: leave one out")
+        if self.data.buckets is not None:
+            if self.diffusion is None or self.diffusion.task in ("depth", "x4"):
+                what = "this recipe" if self.diffusion is None else self.diffusion.task
+                raise ValueError(f"data.buckets: {what} trains on squares: leave them out")
+            if self.compile:
+                raise ValueError("data.buckets change shapes, which compile fixes: leave one out")
         return self
 
     @property
     def steps(self) -> int:
         """Optimiser steps of the run."""
         return -(-self.images // self.optim.step)
+
+    def share(self, processes: int) -> tuple[int, int]:
+        """Pictures at once, and batches, of each of some processes (:meth:`OptimRecipe.share`).
+
+        Raises:
+            InvalidRequest: they cannot share a step evenly, or not in batches of one shape.
+        """
+        batch, batches = self.optim.share(processes)
+        if self.data.buckets is not None and self.optim.batch % batch:
+            raise InvalidRequest(
+                "data.buckets",
+                f"{processes} processes take {batch} pictures at once, which does not divide the "
+                f"buckets' batch of {self.optim.batch}.",
+                "Change optim.batch, or the number of processes.",
+            )
+        return batch, batches
 
     @property
     def kind(self) -> str:

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from safelight import presets
-from safelight.spec import UNetSpec
+from safelight.spec import ModelSpec, UNetSpec
 
-_V1, _V2, _V = presets.SD_V1.unet, presets.SD_V2_BASE.unet, presets.SD_V2_768.unet
+_MODELS: tuple[ModelSpec, ...] = (
+    *(presets.SD_V1, presets.SD_V1_INPAINT, presets.SD_SMALL),
+    *(presets.SD_V2_BASE, presets.SD_V2_768, presets.SD_V2_DEPTH, presets.SD_V2_INPAINT),
+    *(presets.UNCLIP_H, presets.UNCLIP_L, presets.X4_UPSCALER),
+)
 
-UNETS: dict[str, UNetSpec] = {
-    "sd-v1": _V1,
-    "sd-v1-256": _V1.replace(sample_size=32),
-    "sd-v1-inpaint": _V1.replace(in_channels=9),
-    "small": presets.SD_SMALL.unet,
-    "sd-v2-base": _V2,
-    "sd-v2-base-256": _V2.replace(sample_size=32),
-    "sd-v2-768": _V,
-    "sd-v2-depth": _V2.replace(in_channels=5),
-    "sd-v2-inpaint": _V2.replace(in_channels=9),
-    "unclip-h": presets.UNCLIP_H.unet,
-    "unclip-l": presets.UNCLIP_H.unet.replace(class_embedding_size=1536),
-    "x4-upscaler": presets.X4_UNET,
-}
+UNETS: dict[str, UNetSpec] = {model.name: model.unet for model in _MODELS}
+# The first stages of two cards, at 256 pixels.
+UNETS |= {f"{name}-256": UNETS[name].replace(sample_size=32) for name in ("sd-v1", "sd-v2-base")}

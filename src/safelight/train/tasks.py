@@ -231,8 +231,8 @@ class Inpaint(Text):
 
     def told(self, draw: Draw) -> Told:
         pixels = draw.pixels
-        side = pixels.shape[-1]
-        masks = torch.from_numpy(np.stack([lama_mask(r, side) for r in draw.extra]))[:, None]
+        shape = pixels.shape[-2:]
+        masks = torch.from_numpy(np.stack([lama_mask(r, *shape) for r in draw.extra]))[:, None]
         masks[draw.hidden(self.settings.drop_picture)] = 1.0
         kept = self.frozen.encode(pixels * (masks < 0.5))
         small = F.interpolate(masks, kept.shape[-2:]).to(kept)
