@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--plan", action="store_true", help="show what would be done, and stop")
     add("--smoke", action="store_true", help="a rehearsal at micro size, in a minute or two")
     add("--force", action="store_true", help="beside a busy process too; the result says so")
-    add("--cache", type=Path, default=_cache(), help="weights, exports, unfinished runs")
+    add("--cache", type=Path, default=cache_place(), help="weights, exports, unfinished runs")
     add("--drop", action="store_true", help="delete weights and exports at the end")
     add("--patience", type=float, default=3600, help="seconds that one answer may take")
     add("--nice", type=int, default=0, help="of the sides' processes")
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _cache() -> Path:
+def cache_place() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "safelight" / "compare"
 

@@ -16,7 +16,7 @@ from benchmarks.compare.cases import EAGER, OURS, Case
 
 STUB = """
 import json, sys, time
-side = sys.argv[4]
+side = sys.argv[3]
 for line in sys.stdin:
     asked = json.loads(line)
     if side == "onnxruntime" and asked["do"] == "export":
