@@ -98,6 +98,10 @@ def run(
         Busy: something else uses the processor, and ``force`` is off. What is done is kept.
     """
     done = read(record)
+    if record.is_file():  # without the half line that a kill may have left
+        whole = record.with_suffix(".part")
+        whole.write_text("".join(json.dumps(line) + "\n" for line in done))
+        whole.replace(record)
     for model in dict.fromkeys(case.model for case in cases):
         mine = [case for case in cases if case.model == model]
         # Pictures last: what their loop needs stays in a process.
