@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from benchmarks.compare import __main__ as command
-from benchmarks.compare import cases, driver, inputs, plots, process, report, worker
+from benchmarks.compare import cases, cpp, driver, inputs, plots, process, report, worker
 from benchmarks.compare.cases import EAGER, OURS, Case
 
 STUB = """
@@ -274,6 +276,42 @@ def test_peers_at_micro_size(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert found["peak_mib"] > 20
         if side != EAGER:
             assert found["relative"] < 1e-4
+
+
+def test_a_step_inside_a_picture_waits_for_its_turn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """stable-diffusion.cpp gives no steps: its picture is held in the callback between them."""
+    done: list[int] = []
+
+    class Stub:
+        def __init__(self, **options: Any) -> None:
+            assert options["wtype"] == "f32"
+
+        def generate_image(self, *, sample_steps: int, progress_callback: Any, **_: Any) -> None:
+            progress_callback(3, 7, 0.1)  # tensors being loaded: no step
+            for k in range(1, sample_steps + 1):
+                time.sleep(0.02)
+                done.append(k)
+                progress_callback(k, sample_steps, 0.02)
+
+    monkeypatch.setitem(sys.modules, "stable_diffusion_cpp", SimpleNamespace(StableDiffusion=Stub))
+    monkeypatch.setattr(cpp.weights, "single_file", lambda *_: tmp_path / "one.safetensors")
+    side = cpp.Plain("sd15", tmp_path, 1)
+    case = Case("sd15", "step", 64)
+    side.load(case)
+    side.prepare(case)
+    for k in (1, 2, 3):
+        assert 0.02 <= side.run(k == 1) < 2
+        time.sleep(0.05)
+        assert done == list(range(1, k + 1))
+    for wrong in (
+        Case("tiny", "step", 128),
+        Case("sd15", "encode", 64),
+        Case("sd15", "step", 64, 4),
+    ):
+        with pytest.raises(ValueError, match=r"published|alone|one after"):
+            cpp.Plain(wrong.model, tmp_path, 1).export(wrong)
 
 
 # -- drawings -------------------------------------------------------------------------------------
