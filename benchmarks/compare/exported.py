@@ -195,7 +195,7 @@ class OnnxRuntime(Exported):
         torch.onnx.export(
             net,
             example,
-            place / "net.onnx",
+            str(place / "net.onnx"),  # no Path: above 2 GiB it asks for a string
             input_names=list(FREE[part]),
             output_names=["answer"],
             dynamic_axes={name: free for name, free in FREE[part].items() if free},
