@@ -79,9 +79,9 @@ class Report:
         for row in self.rows:
             target = "" if row.target is None else f"{row.target:g} {'✓' if row.met else '✗'}"
             lines.append(
-                f"| {row.name} | {_seconds(row.ours)} | {_seconds(row.peer)} | {row.peer_name} "
-                f"| **{row.ratio:.2f}** | {row.low:.2f}–{row.high:.2f} | {target} "
-                f"| {row.difference} |"
+                f"| {row.name} | {seconds_text(row.ours)} | {seconds_text(row.peer)} "
+                f"| {row.peer_name} | **{row.ratio:.2f}** | {row.low:.2f}–{row.high:.2f} "
+                f"| {target} | {row.difference} |"
             )
         lines += ["", "Ratio: peer / ours, median over rounds run in turns; above 1 we are faster."]
         lines += [f"{key}: {value}." for key, value in facts.items()]
@@ -94,8 +94,7 @@ class Report:
         """Print the table; keep it, and the same as JSON, in ``benchmarks/results/``."""
         text = self.markdown()
         print(text)
-        chip = re.sub(r"[^a-z0-9]+", "-", f"{_chip()} {os.cpu_count()} cores".lower()).strip("-")
-        stem = f"{self.name}-{chip}-{datetime.date.today().isoformat()}"
+        stem = file_stem(self.name)
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{stem}.md").write_text(text, encoding="utf-8")
         record = {**asdict(self), "schema": 1, "machine": machine()}
@@ -212,6 +211,12 @@ def machine() -> dict[str, str]:
     return facts
 
 
+def file_stem(name: str) -> str:
+    """Of a result's files: the benchmark, the processor and today."""
+    chip = re.sub(r"[^a-z0-9]+", "-", f"{_chip()} {os.cpu_count()} cores".lower()).strip("-")
+    return f"{name}-{chip}-{datetime.date.today().isoformat()}"
+
+
 def _chip() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text()
@@ -224,14 +229,14 @@ def _chip() -> str:
 def _others(seconds: float) -> float | None:
     """Cores that other processes use just now; None where the system does not say."""
     try:
-        before = _busy()
+        before = busy_ticks()
         time.sleep(seconds)
-        return (_busy() - before) / seconds / os.sysconf("SC_CLK_TCK")
+        return (busy_ticks() - before) / seconds / os.sysconf("SC_CLK_TCK")
     except OSError:
         return None
 
 
-def _busy() -> int:
+def busy_ticks() -> int:
     """Clock ticks that all processors have worked since the start."""
     user, nice, system, _idle, _wait, interrupts, soft, *_ = (
         int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:]
@@ -239,11 +244,11 @@ def _busy() -> int:
     return user + nice + system + interrupts + soft
 
 
-def _seconds(value: float) -> str:
+def seconds_text(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
 
 
 def median_text(times: Sequence[float]) -> str:
     """Median and range of seconds, for a note."""
-    low, high = _seconds(min(times)), _seconds(max(times))
-    return f"{_seconds(statistics.median(times))} ({low}–{high})"
+    low, high = seconds_text(min(times)), seconds_text(max(times))
+    return f"{seconds_text(statistics.median(times))} ({low}–{high})"

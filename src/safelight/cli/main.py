@@ -41,6 +41,7 @@ COMMANDS = {
     "info": Entry("safelight.cli.info", "Show what a picture, a model or a file of weights is."),
     "verify": Entry("safelight.cli.verify", "Say what the marks in a picture prove."),
     "card": Entry("safelight.cli.card", "Print a model's licence, uses and limits."),
+    "plan": Entry("safelight.cli.plan", "Say how much memory pictures of a size will take."),
     "models": Entry("safelight.cli.models", "List the models at hand; export or convert one."),
     "doctor": Entry("safelight.cli.doctor", "Check this machine, or a model's files."),
     "train": Entry("safelight.cli.train", "Train a model from a recipe."),
