@@ -8,7 +8,7 @@ adapter or a tap is attached, the networks run as they are.
 pieces, `unet` and `vae` the networks made of them, `prepared` what the engine calls.
 """
 
-from safelight.runtime.plan import PLAIN, Plan, choose, named
+from safelight.runtime.plan import PLAIN, Plan, choose, explain, named
 from safelight.runtime.prepared import Prepared, Row, prepare
 
-__all__ = ["PLAIN", "Plan", "Prepared", "Row", "choose", "named", "prepare"]
+__all__ = ["PLAIN", "Plan", "Prepared", "Row", "choose", "explain", "named", "prepare"]

@@ -135,6 +135,18 @@ def everything() -> Plan:
     )
 
 
+def explain() -> dict[str, str]:
+    """What can be on here, by the switch's name: empty, or why it is off."""
+    compiled = "" if library() is not None else "the package was built without kernels"
+    plain = "" if level() > 0 else "the processor has neither AVX2 nor AVX-512"
+    return {
+        "fused": "",
+        "packed": "" if packing_works() else "this PyTorch lacks oneDNN's operations",
+        "compiled": compiled,
+        "winograd": compiled or plain,
+    }
+
+
 def by_winograd(conv: nn.Conv2d, plan: Plan) -> bool:
     """Whether a convolution is done by Winograd's. Few channels make the transforms, which
     cost the same for any number of the others, dearer than what they save."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
-import sys
 import threading
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -107,17 +107,34 @@ def release(*tensors: Tensor) -> None:
     Weights never change, so nothing is lost with them; tensors in memory are left alone, and so is
     all of it on other systems than Linux.
     """
-    if not sys.platform.startswith("linux") or _DONTNEED is None:
+    if _DONTNEED is None or not (files := _mapped_files()):
         return
-    page = mmap.PAGESIZE
+    page, advise = mmap.PAGESIZE, _madvise()
     for tensor in tensors:
-        if tensor.device.type != "cpu" or tensor.untyped_storage().filename is None:
+        if tensor.device.type != "cpu":
             continue
-        start = tensor.data_ptr()
-        # Whole pages alone: their ends may be another tensor's, which does not matter.
-        low, high = -(-start // page) * page, (start + tensor.nbytes) // page * page
+        start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+        if not any(low <= start and end <= high for low, high in files):
+            continue
+        # Whole pages alone: what lies in the others may be another tensor's.
+        low, high = -(-start // page) * page, end // page * page
         if high > low:
-            _madvise()(low, high - low, _DONTNEED)
+            advise(low, high - low, _DONTNEED)
+
+
+def _mapped_files() -> list[tuple[int, int]]:
+    """Where files of a megabyte and more are mapped, for reading, into this process."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        place, rights, _, _, inode, *_ = line.split()
+        low, high = (int(number, 16) for number in place.split("-"))
+        if inode != "0" and "x" not in rights and high - low >= 2**20:
+            found.append((low, high))
+    return found
 
 
 def release_module(module: nn.Module) -> None:
