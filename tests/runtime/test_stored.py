@@ -18,6 +18,7 @@ from safelight.nets import lora
 from safelight.nets.taps import taps
 from safelight.runtime import PLAIN, Row, prepare, stored
 from safelight.store.folder import write_folder
+from safelight.store.pages import release
 from safelight.store.weights import read_weights, save_safetensors
 
 
@@ -114,7 +115,7 @@ def test_hooks_and_adapters(small: Model) -> None:
 
 def test_what_float16_cannot_hold_stays() -> None:
     layer = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 4))
-    layer[0].weight.data[3, 4] = 1e6
+    next(layer.parameters()).data[3, 4] = 1e6
     x = _draw(0, 5, 32)
     layer.requires_grad_(False)
     expected = layer[0](x)
@@ -140,7 +141,7 @@ def test_pages_of_files_are_given_back(tmp_path: Path) -> None:
     mapped = read_weights(tmp_path / "w.safetensors")["w"]
     own = mapped.clone()
     before = resident()
-    stored.release(mapped, own)
+    release(mapped, own)
     assert before - resident() > 0.9 * mapped.nbytes
     assert torch.equal(mapped, own)
 

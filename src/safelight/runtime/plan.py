@@ -31,8 +31,8 @@ _CHANNELS = 16
 """Inputs and outputs from which Winograd is faster."""
 KEPT = 320 * 960
 """What has 64x64 cells and more in SD 1.5 at 512x512: 0.3 GB for 15 % of these layers' time."""
-_COPIES = 0.35
-"""What is laid out anew, as a share of the weights: SD 1.5's is 0.28."""
+_COPIES = 0.15
+"""What is laid out anew, as a share of the weights: SD 1.5's is 0.12."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Plan:
     kept: int = KEPT
     """Most weights (inputs times outputs) of such a convolution whose transformed weights are kept,
     which take four times their size. Larger ones are used where they lie, and transformed each time
-    in passing: they have fewer cells, and there it costs the least, or even saves."""
+    in passing: they have fewer cells, and there it costs the least, or even saves. Of linear layers
+    with more weights no copy is made either."""
     halved: bool = False
     """Weights are held in float16, and made float32 layer by layer."""
 

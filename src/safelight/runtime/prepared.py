@@ -12,9 +12,9 @@ from safelight.conditioning import Conditioning
 from safelight.nets.vae import VAE, Posterior
 from safelight.runtime.attention import Read
 from safelight.runtime.plan import Plan, choose
-from safelight.runtime.stored import release_module
 from safelight.runtime.unet import FusedUNet
 from safelight.runtime.vae import FusedDecoder, FusedEncoder
+from safelight.store.pages import release
 
 if TYPE_CHECKING:
     from safelight.model import Model
@@ -154,7 +154,7 @@ class Prepared:
             self._phase = phase
             for name, net in self._phases.items():
                 if name != phase and net is not None:
-                    release_module(net)
+                    release(*(each.detach() for each in net.parameters()))
 
     # -- remembered --------------------------------------------------------------------------
 

@@ -8,15 +8,14 @@ the network computes.
 
 from __future__ import annotations
 
-import ctypes
 import math
-import mmap
 import threading
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from safelight.store.pages import release
 
 _SHORT = 16
 """Inputs or outputs up to which weights are too few to matter."""
@@ -94,55 +93,3 @@ def store(module: nn.Module) -> None:
 def is_stored(module: nn.Module) -> bool:
     """Whether :func:`store` was here."""
     return any(type(part) in _KINDS.values() for part in module.modules())
-
-
-# -- pages ----------------------------------------------------------------------------------------
-
-_DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
-
-
-def release(*tensors: Tensor) -> None:
-    """Give back the pages of tensors that are mapped from a file: the next use reads them again.
-
-    Weights never change, so nothing is lost with them; tensors in memory are left alone, and so is
-    all of it on other systems than Linux.
-    """
-    if _DONTNEED is None or not (files := _mapped_files()):
-        return
-    page, advise = mmap.PAGESIZE, _madvise()
-    for tensor in tensors:
-        if tensor.device.type != "cpu":
-            continue
-        start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
-        if not any(low <= start and end <= high for low, high in files):
-            continue
-        # Whole pages alone: what lies in the others may be another tensor's.
-        low, high = -(-start // page) * page, end // page * page
-        if high > low:
-            advise(low, high - low, _DONTNEED)
-
-
-def _mapped_files() -> list[tuple[int, int]]:
-    """Where files of a megabyte and more are mapped, for reading, into this process."""
-    try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        place, rights, _, _, inode, *_ = line.split()
-        low, high = (int(number, 16) for number in place.split("-"))
-        if inode != "0" and "x" not in rights and high - low >= 2**20:
-            found.append((low, high))
-    return found
-
-
-def release_module(module: nn.Module) -> None:
-    """:func:`release` for all parameters of a network."""
-    release(*(parameter.detach() for parameter in module.parameters()))
-
-
-def _madvise() -> ctypes._NamedFuncPointer:
-    function = ctypes.CDLL(None, use_errno=True).madvise
-    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return function
