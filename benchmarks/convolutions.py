@@ -133,7 +133,7 @@ def sides_of(layer: Layer) -> tuple[dict[str, Callable[[], Tensor]], str]:
     if layer.doubled:
         block = Upsample(layer.inputs)
         block.conv.weight, block.conv.bias = nn.Parameter(weight), nn.Parameter(bias)
-        up = Up(block, Plan(winograd=0))
+        up = Up(block, Plan(winograd=False))
         sides["transposed"] = lambda: up(last)
     some = min(16, layer.outputs)  # float64 is slow
     expected = F.conv2d(doubled(x[:1]).double(), weight[:some].double(), bias[:some].double(), 1, 1)

@@ -92,16 +92,21 @@ def stepping(call: Callable[[float], Tensor]) -> Callable[[], Tensor]:
 
 def random_unet(spec: Any) -> UNet:
     """Weights of unit gain, several times faster than PyTorch's own initialisation."""
+    return random_net(UNet, spec)
+
+
+def random_net(kind: Callable[[Any], Any], spec: Any) -> Any:
+    """The same of any network."""
     with torch.device("meta"):
-        unet = UNet(spec)
-    unet.to_empty(device="cpu")
+        net = kind(spec)
+    net.to_empty(device="cpu").requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
-    for name, parameter in unet.named_parameters():
+    for name, parameter in net.named_parameters():
         if parameter.ndim > 1:
             parameter.uniform_(-1, 1, generator=generator).mul_(parameter[0].numel() ** -0.5)
         else:
             parameter.fill_(float("norm" in name and name.endswith("weight")))
-    return unet
+    return net
 
 
 def peer(unet: UNet) -> Any:

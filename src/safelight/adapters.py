@@ -27,7 +27,7 @@ from safelight.model import Cache, Model
 from safelight.nets import lora, lora_keys
 from safelight.nets.clip import TextTower
 from safelight.request import GenerateRequest
-from safelight.runtime import PLAIN, choose, prepare
+from safelight.runtime import choose, prepare
 from safelight.store.adapter_files import read_embedding_file, read_lora_file
 from safelight.store.keymaps import unet_rows
 from safelight.store.registry import Registry
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 _SMALL = 2**28
 """Bytes of a UNet of which several adapted copies may be kept."""
 _LISTED = 8
+_COPYING = ("packed", "transposed")
+"""Switches of a plan that lay weights out anew."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,8 +287,8 @@ def adapt(model: Model, adaptation: Adaptation) -> Model:
         plan = model.runtime.plan
         if plan.fused:
             fits = choose(twin, others=1)  # the same layouts, as far as there is memory for two
-            small = min(plan.winograd, fits.winograd)
-            plan = dataclasses.replace(plan, winograd=small) if fits.fused else PLAIN
+            both = {name: getattr(plan, name) and getattr(fits, name) for name in _COPYING}
+            plan = dataclasses.replace(plan, **both, kept=min(plan.kept, fits.kept))
         twin.runtime = prepare(twin, plan, like=model.runtime)
     return twin
 
@@ -326,6 +328,8 @@ def _worded(model: Model, adaptation: Adaptation) -> Model:
 def _lengthened(tower: TextTower, embeddings: Iterable[Embedding]) -> TextTower:
     """A tower whose table has the new words' vectors behind its own."""
     table = _table(tower)
+    if table.dtype == torch.float16:  # only held so; see safelight.runtime.stored
+        table = table.float()
     new = [entry.read().to(table.device, table.dtype) for _, entry in _all_words(embeddings)]
     twin = lora.view(tower)
     assert isinstance(twin, TextTower)

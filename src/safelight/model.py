@@ -51,6 +51,8 @@ DTYPES = {
 }
 
 
+PLANS = ("speed", "low-memory", "reference")
+
 T = TypeVar("T")
 
 
@@ -97,6 +99,8 @@ class Model:
     """Picture embeddings from prompts (unCLIP with CLIP L)."""
     checker: Checker | None = None
     """Its safety checker: pictures are looked at before anybody sees them."""
+    plan: str = "speed"
+    """How it runs, one of :data:`PLANS`."""
     local_only: bool = False
     """Never ask the network for what is only fetched when it is needed (the depth estimator)."""
     text_cache: Cache[Tensor] = field(default_factory=Cache)
@@ -106,11 +110,23 @@ class Model:
     def __post_init__(self) -> None:
         self.schedule = Schedule.from_spec(self.spec.schedule)
         for net in self.networks.values():
-            net.requires_grad_(False).eval().to(self.device, self.dtype)
-        if self.spec.vae.force_float32:
+            net.requires_grad_(False).eval()
+            if self.plan != "low-memory":
+                net.to(self.device, self.dtype)
+        if self.plan == "low-memory":
+            self._store()
+        elif self.spec.vae.force_float32:
             self.vae.float()
         if self.prior is not None:
             self.prior.to(self.device, self.dtype)
+
+    def _store(self) -> None:
+        from safelight.runtime import stored
+
+        for net in self.networks.values():
+            # A tower in float32 is mapped from its file, and given back once it has been read.
+            if net in (self.unet, self.vae) or next(net.parameters()).dtype != torch.float32:
+                stored.store(net)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -124,9 +140,9 @@ class Model:
 
         Assign ``runtime.prepare(model, plan)`` for another plan than the machine's own.
         """
-        from safelight.runtime import prepare
+        from safelight.runtime import named, prepare
 
-        return prepare(self)
+        return prepare(self, named(self, self.plan))
 
     @property
     def card(self) -> cards.Card | None:
@@ -150,6 +166,7 @@ class Model:
         local_only: bool | None = None,
         prior: str | Path | None = None,
         safety_checker: str | Path | None = None,
+        plan: str | None = None,
         **original: Any,
     ) -> Model:
         """Load a model by shipped name, folder, file or hub id.
@@ -164,6 +181,8 @@ class Model:
                 reads CLIP L's embeddings.
             safety_checker: a folder or a hub id, in place of the model's own or where it has
                 none.
+            plan: ``speed`` (default), ``low-memory``, which holds weights in float16 and takes
+                about half the memory, or ``reference``, the networks as they are written.
             original: how to read an original single file: ``ema``, ``prediction_type``,
                 ``family``, ``layers``, ``tokenizer``, ``clip_stats`` of
                 :func:`safelight.store.single_file.read_single_file`.
@@ -171,13 +190,21 @@ class Model:
         Raises:
             ModelNotFound, WeightsError, InvalidRequest: with what to do about it.
         """
-        original = _original(original)
+        original, plan = _original(original), pick_plan(plan, device, dtype)
         if safety_checker is not None:
             checker = Checker.load(safety_checker, local_only=local_only)
         else:
             checker = None
         model = cls._loaded(
-            name, device, dtype, variant, local_only, prior, original, own_checker=checker is None
+            name,
+            device,
+            dtype,
+            variant,
+            local_only,
+            prior,
+            original,
+            own_checker=checker is None,
+            plan=plan,
         )
         model.local_only = bool(local_only)
         if checker is not None:
@@ -198,6 +225,7 @@ class Model:
         original: dict[str, Any],
         *,
         own_checker: bool,
+        plan: str,
     ) -> Model:
         place = pick_device(device)
         pick_dtype(dtype, place, tiny=True)  # a wrong one must fail before anything is read
@@ -219,6 +247,7 @@ class Model:
                 notes=told,
                 normaliser=contents.normaliser,
                 prior=contents.prior,
+                plan=plan,
                 **contents.nets,  # type: ignore[arg-type]
             )
         from safelight.store.folder import read_folder
@@ -239,7 +268,7 @@ class Model:
         notes = (*told, *notes)
         made = pick_dtype(dtype, place, tiny=False)
         ahead = _prior(contents.spec, path, variant, prior, made)
-        model = _assemble(cls, contents, path, place, made, notes, prior=ahead)
+        model = _assemble(cls, contents, path, place, made, notes, prior=ahead, plan=plan)
         if own_checker and "safety_checker" in contents.tensors:
             model.checker = Checker.from_contents(read_checker(path, variant), place, model.dtype)
         if model.card is not None:
@@ -307,6 +336,26 @@ def pick_dtype(dtype: str | torch.dtype | None, device: torch.device, *, tiny: b
     return torch.float32 if is_emulated(dtype, device) else dtype
 
 
+def pick_plan(
+    plan: str | None, device: str | torch.device | None, dtype: str | torch.dtype | None
+) -> str:
+    """The plan asked for; ``speed`` for None.
+
+    Raises:
+        InvalidRequest: there is none of that name, or it has no meaning here.
+    """
+    plan = plan or "speed"
+    if plan not in PLANS:
+        raise InvalidRequest("plan", f"unknown plan {plan!r}.", ", ".join(PLANS))
+    if plan == "low-memory":
+        place = pick_device(device)
+        if place.type != "cpu":
+            raise InvalidRequest("plan", "low-memory is for the CPU.", "Use --dtype float16.")
+        if pick_dtype(dtype, place, tiny=False) != torch.float32:
+            raise InvalidRequest("plan", "low-memory computes in float32.", "Leave out --dtype.")
+    return plan
+
+
 EMULATED = "float16 on the CPU is emulated, slow and overflows: it runs in float32"
 
 
@@ -324,6 +373,8 @@ def _assemble(
     dtype: torch.dtype,
     notes: Any,
     prior: PriorModel | None = None,
+    *,
+    plan: str,
 ) -> Model:
     spec: ModelSpec = contents.spec
     tokenizer = read_tokenizer(contents, path)  # before gigabytes are
@@ -333,7 +384,7 @@ def _assemble(
     for part, build in builders(spec).items():
         with torch.device("meta"):
             net = build()
-        load_into(net, contents.tensors[part], dtype=dtype)
+        load_into(net, contents.tensors[part], dtype=None if plan == "low-memory" else dtype)
         nets[part] = net
     return cls(
         spec=spec,
@@ -345,6 +396,7 @@ def _assemble(
         notes=(*notes, *contents.notes),
         normaliser=_normaliser(contents),
         prior=prior,
+        plan=plan,
         **nets,  # type: ignore[arg-type]
     )
 

@@ -61,6 +61,21 @@ def test_one_command_makes_a_picture(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == f"{Path('outputs/00002-7.png')}\n"
 
 
+@pytest.mark.parametrize(
+    ("switch", "plan"),
+    [(None, None), ("--low-memory", "low-memory"), ("--exact-reference", "reference")],
+)
+def test_plans(
+    switch: str | None, plan: str | None, toy: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(
+        Model, "load", lambda name="tiny", **options: (asked.append(options.get("plan")), toy)[1]
+    )
+    assert run("generate", CUBE, "--steps", 1, *([switch] if switch else [])) == 0
+    assert asked == [plan]
+
+
 @pytest.mark.usefixtures("toy")
 def test_a_drawn_seed_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("generate", CUBE, "--steps", 1) == 0
@@ -191,6 +206,7 @@ WRONG = [
     ([CUBE, "--name-pattern", "{seed"], "name-pattern: "),
     ([CUBE, "--eta", 1, "--sampler", "pndm"], "eta: "),
     ([CUBE, "--safety", "maybe"], "safety: must be"),
+    ([CUBE, "--low-memory", "--exact-reference"], "low-memory: comes with"),
     ([CUBE, "--no-such-option"], "--no-such-option"),
 ]
 

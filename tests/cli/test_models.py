@@ -85,10 +85,23 @@ def test_doctor_describes_the_machine(capsys: pytest.CaptureFixture[str]) -> Non
     out = capsys.readouterr().out
     assert "tested" in out
     assert "emulated" in out
+    assert "winograd: o" in out
     assert run("doctor", "--json") == 0
     document = json.loads(capsys.readouterr().out)
+    assert set(document["layouts"]) >= {"packed", "compiled", "winograd"}
     assert document["packages"]["torch"]
     assert len(document["devices"]) == 9
+
+
+def test_doctor_says_why_something_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    from safelight.runtime import explain, plan
+
+    monkeypatch.setattr(plan, "library", lambda: None)
+    monkeypatch.setattr(plan, "packing_works", lambda: False)
+    why = explain()
+    assert "without kernels" in why["winograd"]
+    assert "without kernels" in why["compiled"]
+    assert "PyTorch" in why["packed"]
 
 
 def test_devices_agree_with_what_loading_does() -> None:
@@ -108,3 +121,4 @@ def test_doctor_of_a_model_agrees_with_diffusers(capsys: pytest.CaptureFixture[s
     out = capsys.readouterr().out
     assert "not measured" in out
     assert "unet" in out
+    assert "plan      torch, " in out

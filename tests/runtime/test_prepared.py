@@ -18,7 +18,7 @@ from safelight.nets.taps import taps
 from safelight.nets.unet import UNet
 from safelight.nets.vae import VAE
 from safelight.runtime import PLAIN, Prepared, Row, choose, plan, prepare
-from safelight.runtime.plan import everything
+from safelight.runtime.plan import everything, lean
 from safelight.spec import ModelSpec, UNetSpec, VAESpec
 
 SHALLOW = UNetSpec(
@@ -59,9 +59,12 @@ UNETS = {
 PLANS = {
     "all": everything(),
 }
-for field in ("packed", "transposed", "shared", "folded", "compiled", "winograd"):
+for field in ("packed", "transposed", "shared", "folded", "compiled", "winograd", "kept"):
     PLANS[f"not {field}"] = dataclasses.replace(PLANS["all"], **{field: False})
-PLANS["not winograd, transposed"] = dataclasses.replace(PLANS["all"], winograd=0, transposed=False)
+PLANS["not winograd, transposed"] = dataclasses.replace(
+    PLANS["all"], winograd=False, transposed=False
+)
+PLANS["lean"] = lean()
 
 
 @cache
@@ -256,14 +259,12 @@ def test_not_a_number_stays_so() -> None:
 def test_a_copy_that_does_not_fit_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = sum(4 * p.numel() for net in (UNet(SHALLOW), VAE(DECODER)) for p in net.parameters())
     chosen = []
-    for memory in (20 * weights, 4 * weights, 3 * weights):
+    for memory in (4 * weights, 2 * weights):
         monkeypatch.setattr(plan, "_memory", lambda memory=memory: memory)
         chosen.append(choose(model(SHALLOW)))
-    assert chosen[0] == everything()
-    assert chosen[2] == PLAIN
-    if everything().winograd:
-        assert chosen[1].fused
-        assert 0 < chosen[1].winograd < 64 * 64, "the largest layers go without first"
+    assert chosen == [everything(), lean()]
+    monkeypatch.setattr(plan, "_memory", lambda: 4 * weights)
+    assert choose(model(SHALLOW), others=1) == lean()
 
 
 def test_the_plan_hangs_on_model_and_machine() -> None:

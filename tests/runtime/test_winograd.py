@@ -14,7 +14,7 @@ from safelight.model import Model
 from safelight.nets.layers import ResnetBlock
 from safelight.runtime import PLAIN, Row, prepare
 from safelight.runtime.kernels import library, norm, winograd
-from safelight.runtime.layers import Conv, Resnet
+from safelight.runtime.layers import Conv, Resnet, by_kernel
 from safelight.runtime.plan import Plan, by_winograd, everything
 
 pytestmark = pytest.mark.skipif(
@@ -37,7 +37,13 @@ def _apart(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected).abs().max() / expected.abs().max())
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+def _of_kind(kind: str, weight: Tensor, doubled: bool, at: int | None = None) -> winograd.Weights:
+    if kind == "transformed":
+        return winograd.transform(weight, doubled=doubled, at=at)
+    return winograd.plain(weight.half() if kind == "half" else weight, doubled=doubled, at=at)
+
+
+@settings(max_examples=120, deadline=None, derandomize=True, database=None)
 @given(
     rows=st.integers(1, 8),
     size=st.tuples(st.integers(1, 23), st.integers(1, 75)),
@@ -46,6 +52,7 @@ def _apart(found: Tensor, expected: Tensor) -> float:
     doubled=st.booleans(),
     silu=st.booleans(),
     parts=st.sets(st.sampled_from(["affine", "bias", "row bias", "other"])),
+    kind=st.sampled_from(["transformed", "plain", "half"]),
     level=st.sampled_from(LEVELS),
     threads=st.sampled_from([1, 3]),
 )
@@ -57,11 +64,13 @@ def test_it_is_the_convolution(
     doubled: bool,
     silu: bool,
     parts: set[str],
+    kind: str,
     level: int,
     threads: int,
 ) -> None:
     rows = rows if size[0] * size[1] * (inputs + outputs) < 50_000 else 1
     x, weight = _last(_draw(0, rows, inputs, *size)), _draw(1, outputs, inputs, 3, 3)
+    weight = weight.half().float() if kind == "half" else weight
     bias = _draw(2, outputs) if "bias" in parts else None
     bias = _draw(3, rows, outputs) if "row bias" in parts else bias
     affine = _draw(4, rows, 2, inputs) if "affine" in parts else None
@@ -84,7 +93,7 @@ def test_it_is_the_convolution(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        weights = winograd.transform(weight, doubled=doubled, at=level)
+        weights = _of_kind(kind, weight, doubled, level)
         found = winograd.convolve(x, weights, bias, affine=affine, silu=silu, other=other)
     finally:
         torch.set_num_threads(before)
@@ -92,14 +101,30 @@ def test_it_is_the_convolution(
     assert _apart(found, expected) < LIMIT
 
 
+@pytest.mark.parametrize("kind", ["transformed", "plain"])
 @pytest.mark.parametrize("doubled", [False, True])
 @pytest.mark.parametrize("inputs", [330, 1300])
-def test_many_channels_are_added_in_pieces(inputs: int, doubled: bool) -> None:
+def test_many_channels_are_added_in_pieces(inputs: int, doubled: bool, kind: str) -> None:
     x, weight = _draw(0, 1, inputs, 6, 9), _draw(1, 40, inputs, 3, 3)
     expected = F.interpolate(x, scale_factor=2.0) if doubled else x
     expected = F.conv2d(expected.double(), weight.double(), padding=1)
-    found = winograd.convolve(x, winograd.transform(weight, doubled=doubled))
+    found = winograd.convolve(x, _of_kind(kind, weight, doubled))
     assert _apart(found, expected) < LIMIT
+
+
+def test_all_halves_are_read_right() -> None:
+    """Subnormal ones too, by every instruction set."""
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    halves = bits.view(torch.float16)
+    halves = halves[halves.isfinite()][:63360].view(-1, 16, 3, 3)
+    weight = torch.zeros(len(halves), 16, 3, 3, dtype=torch.float16)
+    weight[:, :, 1, 1] = halves[:, :, 1, 1]
+    x = torch.zeros(1, 16, 8, 8)
+    x[0, 5] = 1.0
+    for level in LEVELS:
+        found = winograd.convolve(_last(x), winograd.plain(weight, at=level))
+        wanted = weight[:, 5, 1, 1].float()
+        assert torch.allclose(found[0, :, 4, 4], wanted, rtol=1e-5, atol=1e-12)
 
 
 def test_the_points_are_good_ones() -> None:
@@ -126,12 +151,13 @@ def test_the_shipped_model_gives_the_same_pictures() -> None:
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("doubled", [False, True])
 @pytest.mark.parametrize("size", [(8, 8), (13, 22), (40, 36)])
+@pytest.mark.parametrize("kind", ["transformed", "plain"])
 def test_a_picture_is_the_same_bits_in_any_company(
-    size: tuple[int, int], doubled: bool, level: int
+    kind: str, size: tuple[int, int], doubled: bool, level: int
 ) -> None:
-    x, weight = _last(_draw(0, 5, 48, *size)), _draw(1, 80, 48, 3, 3)
-    weights = winograd.transform(weight, doubled=doubled, at=level)
-    affine = _draw(2, 5, 2, 48)
+    x, weight = _last(_draw(0, 5, 80, *size)), _draw(1, 80, 80, 3, 3)
+    weights = _of_kind(kind, weight, doubled, level)
+    affine = _draw(2, 5, 2, 80)
     together = winograd.convolve(x, weights, affine=affine, silu=True)
     before = torch.get_num_threads()
     for threads in (1, 2, 3):
@@ -193,9 +219,9 @@ def test_which_layers_it_takes() -> None:
         nn.Conv2d(64, 64, 3, padding=2, dilation=2),
     ):
         assert not by_winograd(other, all_)
-    small = Plan(winograd=64 * 64)
-    assert by_winograd(nn.Conv2d(64, 64, 3, padding=1), small)
-    assert not by_winograd(nn.Conv2d(64, 65, 3, padding=1), small)
+    small = Plan(kept=64 * 64)
+    kinds = [by_kernel(nn.Conv2d(64, n, 3, padding=1), small).kind for n in (64, 65)]
+    assert kinds[0] != kinds[1], "larger ones are not kept transformed"
     assert not by_winograd(nn.Conv2d(32, 32, 3, padding=1), PLAIN)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "pillow", "pydantic", "huggingface_hub")
 OPTIONAL = ("accelerate", "tensorboard", "diffusers", "transformers")
+INSTRUCTIONS = {0: "portable", 1: "AVX2", 2: "AVX-512"}
 TESTED = {("cpu", "float32"), ("cpu", "bfloat16")}
 """Where the test suite or a benchmark of this version ran."""
 # (tensors, parameters) of the published files, by what they are.
@@ -72,7 +73,8 @@ def _machine() -> dict[str, Any]:
 
     from safelight import shipped
     from safelight.model import Model
-    from safelight.runtime.kernels import library
+    from safelight.runtime import explain
+    from safelight.runtime.kernels import library, winograd
 
     problems, weights = [], {}
     for name in shipped.names():
@@ -94,6 +96,8 @@ def _machine() -> dict[str, Any]:
         "packages": {name: _version(name) for name in (*PACKAGES, *OPTIONAL)},
         "compiler": compiler,
         "kernels": library() is not None,
+        "instructions": INSTRUCTIONS.get(winograd.level()),
+        "layouts": explain(),
         "offline": os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"),
         "weights": weights,
         "devices": devices(),
@@ -147,6 +151,10 @@ def _machine_words(report: dict[str, Any]) -> str:
         "packages  " + ", ".join(f"{n} {v}" for n, v in report["packages"].items() if v),
         "absent    " + (", ".join(n for n, v in report["packages"].items() if not v) or "nothing"),
         f"kernels   {_kernel_words(report)}",
+        *(
+            f"layout    {name}: {f'off, {why}' if why else 'on'}"
+            for name, why in report["layouts"].items()
+        ),
         f"network   {'off (HF_HUB_OFFLINE)' if report['offline'] else 'only when a hub id asks'}",
     ]
     for name, digest in report["weights"].items():
@@ -162,7 +170,7 @@ def _machine_words(report: dict[str, Any]) -> str:
 
 def _kernel_words(report: dict[str, Any]) -> str:
     if report["kernels"]:
-        return "compiled"
+        return f"compiled, {report['instructions']}"
     if report["compiler"] is None:
         return "none, torch does all the work: install a C compiler, then Safelight again"
     return f"none, torch does all the work: install Safelight again ({report['compiler']} is here)"
@@ -172,7 +180,7 @@ def _kernel_words(report: dict[str, Any]) -> str:
 
 
 def _model(name: str, steps: int) -> dict[str, Any]:
-    report = describe(name)  # loading has checked every name and shape
+    report = {**describe(name), "plan": _plan(name)}  # loading has checked every name and shape
     problems = []
     specs = {part: _spec(report["spec"], part) for part in report["networks"]}
     for part, holds in report["networks"].items():
@@ -185,6 +193,15 @@ def _model(name: str, steps: int) -> dict[str, Any]:
     if found.get("mean", 0) > 1:
         problems.append(f"diffusers makes another picture: mean difference {found['mean']:.2f}/255")
     return {**report, "problems": problems}
+
+
+def _plan(name: str) -> list[str]:
+    """The layouts and fusions with which the model runs on this machine's processor."""
+    from safelight.model import Model
+    from safelight.runtime import named
+
+    model = Model.load(name, device="cpu", dtype="float32")
+    return list(named(model, model.plan).kernels)
 
 
 def _spec(spec: dict[str, Any], part: str) -> Record:
@@ -257,6 +274,7 @@ def _model_words(report: dict[str, Any]) -> str:
         lines.append(
             f"{part:9} {holds['tensors']:5} tensors, {holds['parameters']:>13,} parameters{known}"
         )
+    lines.append(f"plan      {', '.join(report['plan'])}")
     found = report["agreement"]
     if found is None:
         lines.append("agreement not measured")

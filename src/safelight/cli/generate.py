@@ -156,6 +156,12 @@ def command(
     ] = 0,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or mps.")] = None,
     dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Of the networks.")] = None,
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="About half the memory; a little slower.")
+    ] = False,
+    exact_reference: Annotated[
+        bool, typer.Option("--exact-reference", help="The networks as they are written; slow.")
+    ] = False,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Bit-equal pictures; one a network call.")
     ] = False,
@@ -259,11 +265,19 @@ def command(
         "dtype": None if dtype is None else dtype.value,
         "prior": prior,
         "safety_checker": safety_checker,
+        "plan": picked_plan(low_memory=low_memory, exact_reference=exact_reference),
         **folders,
         **original.given(ema, prediction_type, family, layers, tokenizer, clip_stats),
     }
     saving = {"metadata": metadata, "signer": _signer(sign_key, sign_cert)}
     shoot(request, model, places, machine, saving, grid=grid, as_json=as_json, quiet=quiet)
+
+
+def picked_plan(*, low_memory: bool, exact_reference: bool) -> str | None:
+    """The plan that a command line's switches name; None for the default."""
+    if low_memory and exact_reference:
+        raise InvalidRequest("low-memory", "comes with --exact-reference.", "Give one of them.")
+    return "low-memory" if low_memory else "reference" if exact_reference else None
 
 
 def looks(images: list[str] | None, **others: str | None) -> dict[str, Any]:

@@ -53,6 +53,9 @@ def command(
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32, float16, bfloat16.")
     ] = None,
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="About half the memory; a little slower.")
+    ] = False,
     safety_checker: Annotated[
         str | None, typer.Option("--safety-checker", help="A checker for every model.")
     ] = None,
@@ -139,6 +142,7 @@ def command(
         models=tuple(models or (DEFAULT_MODEL,)),
         device=device,
         dtype=dtype,
+        plan="low-memory" if low_memory else None,
         safety_checker=safety_checker,
         lora_dir=tuple(lora_dir or ()),
         embedding_dir=tuple(embedding_dir or ()),

@@ -4,11 +4,11 @@
 themselves stay as they are and remain the reference. Where nothing is known to be faster, or an
 adapter or a tap is attached, the networks run as they are.
 
-`plan` chooses, `layers` and `attention` are the pieces, `unet` and `vae` the networks made of
-them, `prepared` what the engine calls.
+`plan` chooses, `stored` holds weights in half their memory, `layers` and `attention` are the
+pieces, `unet` and `vae` the networks made of them, `prepared` what the engine calls.
 """
 
-from safelight.runtime.plan import PLAIN, Plan, choose
+from safelight.runtime.plan import PLAIN, Plan, choose, explain, named
 from safelight.runtime.prepared import Prepared, Row, prepare
 
-__all__ = ["PLAIN", "Plan", "Prepared", "Row", "choose", "prepare"]
+__all__ = ["PLAIN", "Plan", "Prepared", "Row", "choose", "explain", "named", "prepare"]

@@ -17,6 +17,7 @@ from safelight.nets.attention import Attention, FeedForward, SpatialTransformer,
 from safelight.nets.vae import SpatialAttention
 from safelight.runtime.layers import Norm, parts_of
 from safelight.runtime.plan import Plan, pack_linear, packed_linear_gelu, packed_linear_with
+from safelight.runtime.stored import whole
 
 
 class Read(NamedTuple):
@@ -41,12 +42,17 @@ allocator hands the same memory out again instead of asking the system for new p
 
 
 class SelfAttention:
-    """Query, key and value in one product."""
+    """Query, key and value in one product; in three, where joining the weights would cost more
+    memory than it saves time."""
 
-    def __init__(self, attention: Attention | SpatialAttention) -> None:
+    def __init__(self, attention: Attention | SpatialAttention, plan: Plan) -> None:
         parts = (attention.to_q, attention.to_k, attention.to_v)
         self._heads = attention.heads if isinstance(attention, Attention) else 1
-        self._weight = torch.cat([part.weight.detach() for part in parts])
+        self._weights = [part.weight.detach() for part in parts]
+        whole_ones = parts[0].weight.dtype == torch.float32
+        self._apart = whole_ones and parts[0].weight.numel() > plan.kept
+        if whole_ones and not self._apart:
+            self._weights = [torch.cat(self._weights)]
         biases: list[Tensor] = [part.bias.detach() for part in parts if part.bias is not None]
         self._bias = torch.cat(biases) if biases else None
         self._out = parts_of(attention.to_out)[0]
@@ -54,11 +60,19 @@ class SelfAttention:
     def __call__(self, x: Tensor, normed: Tensor) -> Tensor:
         """``x`` plus attention over ``normed``."""
         n, length, width = normed.shape
-        qkv = F.linear(normed, self._weight, self._bias)
-        query, key, value = qkv.view(n, length, 3, self._heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        if self._apart:
+            biases = (None,) * 3 if self._bias is None else self._bias.chunk(3)
+            query, key, value = (
+                F.linear(normed, *part).view(n, length, self._heads, -1).transpose(1, 2)
+                for part in zip(self._weights, biases, strict=True)
+            )
+        else:
+            qkv = F.linear(normed, whole(*self._weights), self._bias)
+            qkv = qkv.view(n, length, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
+            query, key, value = qkv.unbind(0)
         out = F.scaled_dot_product_attention(query, key, value)
         out = out.transpose(1, 2).reshape(n, length, width)
-        return F.linear(out, self._out.weight, self._out.bias).add_(x)
+        return F.linear(out, whole(self._out.weight), self._out.bias).add_(x)
 
 
 class CrossAttention:
@@ -78,15 +92,14 @@ class CrossAttention:
         """
         part, heads = self._part, self._heads
         key, value = (
-            F.linear(tokens, source.weight).unflatten(-1, (heads, -1)).transpose(0, 1)
+            F.linear(tokens, whole(source.weight)).unflatten(-1, (heads, -1)).transpose(0, 1)
             for source in (part.to_k, part.to_v)
         )
-        into = part.to_q.weight.view(heads, -1, part.to_q.weight.shape[1])
-        if not self._fold or heads * len(tokens) * into.shape[2] > _FOLD:
+        if not self._fold or heads * len(tokens) * part.to_q.weight.shape[1] > _FOLD:
             return Read(key[None].contiguous(), value[None].contiguous())
-        out = self._out
+        out, into = self._out, part.to_q.weight.float().unflatten(0, (heads, -1))
         first = torch.einsum("hdc,hsd->chs", into, key) * key.shape[-1] ** -0.5
-        second = torch.einsum("hsd,chd->hsc", value, out.weight.unflatten(1, (heads, -1)))
+        second = torch.einsum("hsd,chd->hsc", value, out.weight.float().unflatten(1, (heads, -1)))
         second = second + out.bias / heads
         return Read(first.flatten(1)[None].contiguous(), second.flatten(0, 1)[None].contiguous())
 
@@ -114,11 +127,11 @@ class CrossAttention:
             scores = torch.bmm(normed, first).view(n, length, self._heads, -1)
             shares = scores.softmax(-1).clamp_(min=_TINY).view(n, length, -1)
             return torch.baddbmm(x, shares, second)
-        query = F.linear(normed, self._part.to_q.weight)
+        query = F.linear(normed, whole(self._part.to_q.weight))
         query = query.view(n, length, self._heads, -1).transpose(1, 2)
         out = F.scaled_dot_product_attention(query, first, second)
         out = out.transpose(1, 2).reshape(n, length, width)
-        return F.linear(out, self._out.weight, self._out.bias).add_(x)
+        return F.linear(out, whole(self._out.weight), self._out.bias).add_(x)
 
 
 class GatedForward:
@@ -134,8 +147,10 @@ class GatedForward:
         self._value, self._gate = first.weight.detach().chunk(2)
         self._value_bias, self._gate_bias = first.bias.detach().chunk(2)
         self._last, self._last_bias = last.weight.detach(), last.bias
-        self._packed = plan.packed
-        if plan.packed:
+        # Measured: nothing with many rows; a tenth with few, where weights are many, which is a
+        # hundredth of a step for 0.6 GB.
+        self._packed = plan.packed and last.weight.numel() <= plan.kept
+        if self._packed:
             self._value, self._gate, self._last = (
                 pack_linear(weight) for weight in (self._value, self._gate, self._last)
             )
@@ -156,9 +171,9 @@ class GatedForward:
         return packed_linear_with(inner, rest, self._last, self._last_bias, "add")
 
     def _by_blas(self, rows: Tensor, rest: Tensor) -> Tensor:
-        gate = F.gelu(F.linear(rows, self._gate, self._gate_bias))
-        inner = F.linear(rows, self._value, self._value_bias).mul_(gate)
-        return F.linear(inner, self._last, self._last_bias).add_(rest)
+        gate = F.gelu(F.linear(rows, whole(self._gate), self._gate_bias))
+        inner = F.linear(rows, whole(self._value), self._value_bias).mul_(gate)
+        return F.linear(inner, whole(self._last), self._last_bias).add_(rest)
 
 
 class Block:
@@ -169,7 +184,7 @@ class Block:
             (norm.normalized_shape, norm.weight, norm.bias, norm.eps)
             for norm in (block.norm1, block.norm2, block.norm3)
         ]
-        self._own = None if block.only_cross else SelfAttention(block.attn1)
+        self._own = None if block.only_cross else SelfAttention(block.attn1, plan)
         crosses = [block.attn1, block.attn2] if block.only_cross else [block.attn2]
         self.crosses = [CrossAttention(attention, plan) for attention in crosses]
         self._forward = GatedForward(block.ff, plan)
@@ -193,7 +208,7 @@ class Transformer:
         self._norm = Norm(part.norm, plan, silu=False)
         # A 1x1 convolution is a linear layer over cells.
         around: list[Any] = [part.proj_in, part.proj_out]
-        self._into, self._out = ((layer.weight.flatten(1), layer.bias) for layer in around)
+        self._into, self._out = ((part.weight.detach().flatten(1), part.bias) for part in around)
         self._blocks = [Block(block, plan) for block in parts_of(part.transformer_blocks)]
         self.crosses = [cross for block in self._blocks for cross in block.crosses]
 
@@ -210,20 +225,22 @@ class Transformer:
             spread: from here on there are more rows: copies them out, at the first
                 cross-attention.
         """
-        h = F.linear(rows_of(self._norm(x)), *self._into)
+        weight, bias = self._into
+        h = F.linear(rows_of(self._norm(x)), whole(weight), bias)
         for block in self._blocks:
             h = block.own(h)
             if spread is not None:
                 h, x, spread = spread(h), spread(x), None
             h = block.rest(h, reads)
-        return map_of(F.linear(h, *self._out), x).add_(x)
+        weight, bias = self._out
+        return map_of(F.linear(h, whole(weight), bias), x).add_(x)
 
 
 class CellAttention:
     """The autoencoder's self-attention over all cells."""
 
     def __init__(self, part: SpatialAttention, plan: Plan) -> None:
-        self._norm, self._own = Norm(part.group_norm, plan, silu=False), SelfAttention(part)
+        self._norm, self._own = Norm(part.group_norm, plan, silu=False), SelfAttention(part, plan)
 
     def __call__(self, x: Tensor) -> Tensor:
         return map_of(self._own(rows_of(x), rows_of(self._norm(x))), x)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from safelight.nets.layers import Downsample, ResnetBlock, Upsample
 from safelight.runtime.kernels.norm import affine as norm_affine
 from safelight.runtime.kernels.norm import group_norm as compiled_norm
-from safelight.runtime.kernels.winograd import Transformed, convolve, transform
+from safelight.runtime.kernels.winograd import Weights, convolve, plain, transform
 from safelight.runtime.plan import (
     Plan,
     by_winograd,
@@ -26,6 +26,7 @@ from safelight.runtime.plan import (
     packed_conv_add,
     packed_upsampling,
 )
+from safelight.runtime.stored import whole
 
 _FEW = 2**18
 """Elements up to which PyTorch's own GroupNorm, which is one call, is no slower."""
@@ -46,8 +47,10 @@ class Conv:
         self.bias = conv.bias
         self._stride, self._padding = (int(conv.stride[0]), int(conv.stride[1])), _padding(conv)
         self._packed, self._source = plan.packed, conv.weight
-        self._transformed = transform(conv.weight) if by_winograd(conv, plan) else None
-        self._weight = self._laid_out() if self._transformed is None else None
+        self._halved = conv.weight.dtype != torch.float32
+        self._transformed = by_kernel(conv, plan) if by_winograd(conv, plan) else None
+        late = self._halved or self._transformed is not None
+        self._weight = None if late else self._laid_out()
 
     def _laid_out(self) -> Tensor:
         if self._packed:
@@ -61,6 +64,7 @@ class Conv:
         *,
         norm: Norm | None = None,
         other: Tensor | None = None,
+        over: bool = False,
     ) -> Tensor:
         """Convolve.
 
@@ -68,13 +72,16 @@ class Conv:
             bias: in place of the layer's own: ``(O,)``, or one a row ``(N, O)``.
             norm: of ``x``, comes first.
             other: added to the result.
+            over: the result may be written over it.
         """
         bias = self.bias if bias is None else bias
-        # Few cells make small products, which do not repay four times the weights.
+        # Few cells make small products, which do not repay the transforms.
         if self._transformed is not None and x.shape[2] * x.shape[3] >= _WORTHWHILE:
             x = x.contiguous(memory_format=torch.channels_last)
             affine, silu = (None, False) if norm is None else norm.affine(x)
-            return convolve(x, self._transformed, bias, affine=affine, silu=silu, other=other)
+            return convolve(
+                x, self._transformed, bias, affine=affine, silu=silu, other=other, over=over
+            )
         x = x if norm is None else norm(x)
         if bias is not None and bias.ndim == 2:
             h = self._direct(x, None).add_(bias[:, :, None, None])
@@ -92,9 +99,18 @@ class Conv:
 
     def _late(self) -> Tensor:
         """The plain weights, of a layer that may never need them."""
+        if self._halved:
+            return whole(self._source)
         if self._weight is None:
             self._weight = self._laid_out()
         return self._weight
+
+
+def by_kernel(conv: nn.Conv2d, plan: Plan, *, doubled: bool = False) -> Weights:
+    """A convolution's weights for the C kernel: transformed and kept, or where they lie."""
+    outputs, inputs = conv.weight.shape[:2]
+    kept = outputs * inputs <= plan.kept and conv.weight.dtype == torch.float32
+    return (transform if kept else plain)(conv.weight, doubled=doubled)
 
 
 class Norm:
@@ -159,7 +175,7 @@ class Resnet:
     def time(self, vector: Tensor) -> Tensor:
         """What a time vector ``(1, time_width)`` adds behind ``conv1``: ``(1, C)``."""
         assert self._projection is not None
-        return F.linear(vector, self._projection.weight, self._time_bias)
+        return F.linear(vector, whole(self._projection.weight), self._time_bias)
 
     def __call__(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """``time``: of :meth:`time`, one for all rows ``(1, C)`` or one a row ``(N, C)``."""
@@ -167,8 +183,9 @@ class Resnet:
             time = time[0]
         h = self._conv1(x, time, norm=self._norm1)
         if self._shortcut is not None:
-            x = F.linear(x.permute(0, 2, 3, 1), *self._shortcut).permute(0, 3, 1, 2)
-        return self._conv2(h, norm=self._norm2, other=x)
+            weight, bias = self._shortcut
+            x = F.linear(x.permute(0, 2, 3, 1), whole(weight), bias).permute(0, 3, 1, 2)
+        return self._conv2(h, norm=self._norm2, other=x, over=self._shortcut is not None)
 
 
 class Down:
@@ -194,9 +211,9 @@ class Up:
     def __init__(self, block: Upsample, plan: Plan) -> None:
         self._block, self._bias, self._packed = block, block.conv.bias, plan.packed
         self._kernel: Tensor | None = None
-        self._transformed: Transformed | None = None
+        self._transformed: Weights | None = None
         if by_winograd(block.conv, plan):
-            self._transformed = transform(block.conv.weight, doubled=True)
+            self._transformed = by_kernel(block.conv, plan, doubled=True)
         elif plan.transposed:
             weight = block.conv.weight.detach()
             m = torch.tensor(_NEAREST, dtype=weight.dtype, device=weight.device)

@@ -21,6 +21,7 @@ from safelight.nets.unet import UNet
 from safelight.nets.vae import VAE
 from safelight.runtime.kernels import library
 from safelight.runtime.kernels.winograd import level
+from safelight.runtime.stored import is_stored
 
 if TYPE_CHECKING:
     from safelight.model import Model
@@ -28,8 +29,11 @@ if TYPE_CHECKING:
 
 _CHANNELS = 16
 """Inputs and outputs from which Winograd is faster."""
-ALL = 2**62
-"""No bound."""
+KEPT = 320 * 960
+"""What has 64x64 cells and more in SD 1.5 at 512x512: 0.3 GB, and 0.8 GB of its decoder, for an
+eighth of these layers' time."""
+_COPIES = 0.3
+"""What is laid out anew, as a share of the weights: SD 1.5's is 0.29."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,16 @@ class Plan:
     """Small cross-attention: queries and outputs multiplied into the cached keys and values."""
     compiled: bool = True
     """Large GroupNorms, with their SiLU, by the C kernel."""
-    winograd: int = ALL
-    """Most weights (inputs times outputs) of a 3x3 convolution done by the C kernel with a quarter
-    of the multiplications, and norm, SiLU, bias and residual inside; its weights take four times
-    their memory. 0: none. Layers with more weights have fewer cells, and gain less a byte."""
+    winograd: bool = True
+    """3x3 convolutions by the C kernel, with a quarter of the multiplications, and norm, SiLU, bias
+    and residual inside."""
+    kept: int = KEPT
+    """Most weights (inputs times outputs) of such a convolution whose transformed weights are kept,
+    which take four times their size. Larger ones are used where they lie, and transformed each time
+    in passing: they have fewer cells, and there it costs the least, or even saves. Of linear layers
+    with more weights no copy is made either."""
+    halved: bool = False
+    """Weights are held in float16, and made float32 layer by layer."""
 
     @property
     def kernels(self) -> tuple[str, ...]:
@@ -71,9 +81,25 @@ PLAIN = Plan(
     shared=False,
     folded=False,
     compiled=False,
-    winograd=0,
+    winograd=False,
+    kept=0,
 )
 """The networks as they are."""
+
+
+def named(model: Model, name: str) -> Plan:
+    """The plan of a name.
+
+    Args:
+        name: ``speed``, :func:`choose`; ``low-memory``, for a model whose weights are held in
+            float16 (:meth:`safelight.model.Model.load` with this plan); ``reference``, the
+            networks as they are.
+    """
+    if name == "reference":
+        return dataclasses.replace(PLAIN, halved=is_stored(model.unet))
+    if name == "low-memory":
+        return dataclasses.replace(lean(), halved=True)
+    return choose(model)
 
 
 def choose(model: Model, *, others: int = 0) -> Plan:
@@ -83,31 +109,23 @@ def choose(model: Model, *, others: int = 0) -> Plan:
         others: how many models of its size are laid out beside it.
 
     Float32 on the CPU is what the fusions were measured on. Elsewhere the networks run as they
-    are: fewer, larger kernels matter there too, but nothing has been measured yet. So they do
-    where memory is short, since most weights are copied into another layout.
+    are: fewer, larger kernels matter there too, but nothing has been measured yet. Where memory is
+    short, nothing is laid out anew but what is small.
     """
     known = type(model.unet) is UNet and type(model.vae) is VAE
     if not known or model.device.type != "cpu" or model.dtype != torch.float32:
         return PLAIN
+    if is_stored(model.unet):
+        return named(model, "low-memory")
     weights = sum(4 * p.numel() for net in (model.unet, model.vae) for p in net.parameters())
-    if 2 * weights * (1 + others) > _memory() / 2:
-        return PLAIN
-    plan = everything()
-    if not plan.winograd:
-        return plan
-    # Transformed instead of copied: of the largest layers only what there is room for.
-    room = _memory() * 5 // 8 // (1 + others) - 2 * weights
-    found = sorted(
-        (conv.weight.shape[0] * conv.weight.shape[1], conv.weight.numel())
-        for net in (model.unet, model.vae)
-        for conv in net.modules()
-        if isinstance(conv, nn.Conv2d) and by_winograd(conv, plan)
-    )
-    for size, numbers in found:
-        room -= 4 * numbers * (4 - 1)
-        if room < 0:
-            return dataclasses.replace(plan, winograd=size - 1)
-    return plan
+    if (1 + _COPIES) * weights * (1 + others) > _memory() / 2:
+        return lean()
+    return everything()
+
+
+def lean() -> Plan:
+    """All that works on this machine and takes next to no memory."""
+    return dataclasses.replace(everything(), packed=False, transposed=False, kept=0)
 
 
 def everything() -> Plan:
@@ -115,17 +133,29 @@ def everything() -> Plan:
     return Plan(
         packed=packing_works(),
         compiled=library() is not None,
-        winograd=ALL if level() > 0 else 0,
+        winograd=level() > 0,
     )
 
 
+def explain() -> dict[str, str]:
+    """What can be on here, by the switch's name: empty, or why it is off."""
+    compiled = "" if library() is not None else "the package was built without kernels"
+    plain = "" if level() > 0 else "the processor has neither AVX2 nor AVX-512"
+    return {
+        "fused": "",
+        "packed": "" if packing_works() else "this PyTorch lacks oneDNN's operations",
+        "compiled": compiled,
+        "winograd": compiled or plain,
+    }
+
+
 def by_winograd(conv: nn.Conv2d, plan: Plan) -> bool:
-    """Whether a convolution's weights are transformed. Few channels make the transforms, which
+    """Whether a convolution is done by Winograd's. Few channels make the transforms, which
     cost the same for any number of the others, dearer than what they save."""
     outputs, inputs = conv.weight.shape[:2]
     shape = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
     plain = shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
-    return plain and min(inputs, outputs) >= _CHANNELS and inputs * outputs <= plan.winograd
+    return plain and plan.winograd and min(inputs, outputs) >= _CHANNELS
 
 
 @functools.cache

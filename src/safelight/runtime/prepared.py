@@ -14,6 +14,7 @@ from safelight.runtime.attention import Read
 from safelight.runtime.plan import Plan, choose
 from safelight.runtime.unet import FusedUNet
 from safelight.runtime.vae import FusedDecoder, FusedEncoder
+from safelight.store.pages import release
 
 if TYPE_CHECKING:
     from safelight.model import Model
@@ -66,6 +67,8 @@ class Prepared:
         self.plan = plan
         self._unet, self._vae = model.unet, model.vae
         self._device = model.device
+        self._phase = ""
+        self._phases = {"read": model.text, "predict": model.unet, "decode": model.vae}
         self._fused_unet: FusedUNet | None = None
         self._fused_decoder: FusedDecoder | None = None
         self._fused_encoder: FusedEncoder | None = None
@@ -88,6 +91,7 @@ class Prepared:
     @torch.inference_mode()
     def predict(self, rows: Sequence[Row]) -> Tensor:
         """Answer rows of equal shape with one network call: ``(N, out_channels, h, w)``."""
+        self._enter("predict")
         unet = self._fused_unet
         if unet is None or _touched(self._unet_parts):
             return self._plain(rows)
@@ -120,6 +124,7 @@ class Prepared:
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents to pixels, as :meth:`safelight.nets.vae.VAE.decode`."""
+        self._enter("decode")
         if self._fused_decoder is None or _touched(self._vae_parts):
             return self._vae.decode(latents)
         return self._fused_decoder(latents)
@@ -127,6 +132,7 @@ class Prepared:
     @torch.inference_mode()
     def decoding(self, latents: Tensor) -> Generator[None, None, Tensor]:
         """:meth:`decode` in pieces: yields between them, returns the same pixels."""
+        self._enter("decode")
         vae = self._vae
         if _touched(self._vae_parts) or not isinstance(vae, VAE):
             return vae.decode(latents)
@@ -141,6 +147,14 @@ class Prepared:
         if self._fused_encoder is None:  # few requests bring a picture
             self._fused_encoder = FusedEncoder(self._vae, self.plan)
         return self._fused_encoder(pixels)
+
+    def _enter(self, phase: str) -> None:
+        """Where memory is short, only the network at work has its pages in memory."""
+        if self.plan.halved and phase != self._phase:
+            self._phase = phase
+            for name, net in self._phases.items():
+                if name != phase and net is not None:
+                    release(*(each.detach() for each in net.parameters()))
 
     # -- remembered --------------------------------------------------------------------------
 

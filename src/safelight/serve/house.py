@@ -33,6 +33,8 @@ class Settings(Limits):
     """The first answers where a request names none."""
     device: str | None = None
     dtype: str | None = None
+    plan: str | None = None
+    """As for :meth:`safelight.model.Model.load`."""
     safety_checker: str | None = None
     lora_dir: tuple[str, ...] = ()
     embedding_dir: tuple[str, ...] = ()
@@ -137,6 +139,7 @@ class House:
         given = {
             "device": s.device,
             "dtype": s.dtype,
+            "plan": s.plan,
             "safety_checker": s.safety_checker,
             "lora_dir": list(s.lora_dir) or None,
             "embedding_dir": list(s.embedding_dir) or None,

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from safelight.errors import WeightsError
+from safelight.store.pages import release
 
 _DTYPES = {
     "F64": torch.float64,
@@ -41,6 +42,8 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_HEADER = 100_000_000
 _MAX_SIDES, _MAX_COUNT = 16, 2**60
 _LISTED = 8
+_LARGE = 2**20
+"""Bytes of a tensor whose pages are worth giving back."""
 
 
 class Entry(NamedTuple):
@@ -269,9 +272,19 @@ def load_into(
             "Is it of another model, or is the config not its own?",
         )
 
-    state = {name: entry.cast(dtype).read() for name, entry in source.entries.items()}
-    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    state = {name: _read(entry, dtype) for name, entry in source.entries.items()}
     module.load_state_dict(state, strict=False, assign=True)
+
+
+def _read(entry: Entry, dtype: torch.dtype | None) -> Tensor:
+    """A tensor in memory or mapped; what was mapped and then converted is given back at once, so
+    that no model is held twice."""
+    there = entry.read()
+    wanted = dtype if dtype is not None and there.is_floating_point() else there.dtype
+    tensor = there.to(wanted).contiguous()
+    if tensor.data_ptr() != there.data_ptr() and there.nbytes >= _LARGE:
+        release(there)
+    return tensor
 
 
 def _shape(shape: Iterable[int]) -> str:

@@ -31,8 +31,8 @@ _SIGNATURES = {
     "sl_winograd_level": (_INT, []),
     "sl_winograd_packed": (_LONG, [_LONG] * 2 + [_INT] * 2),
     "sl_winograd_pack": (None, [_POINTER] * 2 + [_LONG] * 2 + [_INT] * 3),
-    "sl_winograd_work": (_LONG, [_LONG] * 5 + [_INT] * 3),
-    "sl_winograd": (None, [_POINTER] * 7 + [_LONG] * 6 + [_INT] * 4),
+    "sl_winograd_work": (_LONG, [_LONG] * 5 + [_INT] * 4),
+    "sl_winograd": (None, [_POINTER] * 7 + [_LONG] * 6 + [_INT] * 5),
 }
 
 

@@ -29,6 +29,15 @@ INLINE uint32_t sl_as_bits(float value)
 
 INLINE float sl_from_bf16(uint16_t e) { return sl_as_float((uint32_t)e << 16); }
 
+/* float16: exponents shifted by a product, which makes its subnormal numbers right too. */
+INLINE float sl_from_half(uint16_t e)
+{
+    const uint32_t sign = (uint32_t)(e & 0x8000u) << 16, rest = (uint32_t)(e & 0x7fffu) << 13;
+    const float value = sl_as_float(rest) * 0x1p112f;
+    const uint32_t infinite = (e & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;
+    return sl_as_float(sl_as_bits(value) | infinite | sign);
+}
+
 /* Round to nearest, ties to even. NaN stays NaN: the largest payloads would carry into the sign. */
 INLINE uint16_t sl_to_bf16(float value)
 {

@@ -34,6 +34,9 @@
  * threads and the blocks: equal pictures are equal bits in any company. */
 #include <stdint.h>
 #include <string.h>
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -53,14 +56,20 @@ enum {
     SHARE = 1 << 18,   /* floats of one job's products, which stay in a core's own cache */
     BLOCK = 1 << 18,   /* floats of transformed input at a time and thread, */
     GROUPS = 8,        /* but at least so many groups of tiles: each reads all weights once */
+    PIECE = 4,         /* chunks of input channels whose weights are transformed at a time, */
+    SLIM = 64,         /* for so many output channels: in a core's own cache too */
 };
 
+enum { PACKED, PLAIN, HALF }; /* weights: transformed before; as they are; so, in float16 */
+
 typedef struct {
-    const float *x, *packed, *affine, *bias, *other;
+    const float *x;
+    const void *packed; /* the weights, of whatever kind */
+    const float *affine, *bias, *other;
     float *y;
     long rows, height, width, inputs, outputs; /* of the result */
     long bias_step;                            /* 0: one bias for all rows */
-    int silu, twice;
+    int silu, twice, kind;
 } Conv;
 
 /* Neighbouring tiles of one row of tiles. */
@@ -71,6 +80,7 @@ typedef struct {
 typedef struct {
     long panel; /* output channels of one product */
     void (*read)(const Conv *conv, Run run, long chunk, float *strip);
+    void (*filters)(const Conv *conv, long first, long from, float *to, long step);
     void (*spread)(const float *strip, long at, int twice, float *to, long step);
     void (*multiply)(long tiles, const float *a, const float *b, float *c, long depth, int more,
                      const float *ahead, long period);
@@ -94,7 +104,7 @@ static inline long sl_chunk_fill(long channels, long from)
 #undef TARGET
 #undef WIDTH
 #undef NAME
-#define TARGET __attribute__((target("avx2,fma")))
+#define TARGET __attribute__((target("avx2,fma,f16c")))
 #define WIDTH 8
 #define NAME(n) n##_avx2
 #include "winograd.h"
@@ -239,7 +249,7 @@ static Cut sl_cut(const Conv *conv, const Kernels *kernels, int threads)
     cut.block = BLOCK * threads / cut.group < GROUPS ? GROUPS : BLOCK * threads / cut.group;
     cut.block = sl_up(groups, sl_up(groups, sl_least(cut.block, groups)));
     /* About as many tiles as outputs: the fewest reads of both. Then enough jobs for all. */
-    cut.wide = sl_least(cut.panels, sl_up(WIDE, kernels->panel));
+    cut.wide = sl_least(cut.panels, sl_up(conv->kind ? SLIM : WIDE, kernels->panel));
     cut.share = SHARE / (cut.places * cut.size * cut.wide * kernels->panel);
     cut.share = cut.share < 1 ? 1 : sl_least(cut.share, cut.block);
     while (sl_up(cut.block, cut.share) * sl_up(cut.panels, cut.wide) < 2 * threads) {
@@ -280,12 +290,18 @@ static void sl_transform(const Conv *conv, const Kernels *kernels, const Cut *cu
     }
 }
 
-/* Products of groups [low, high) with panels [left, right), and what becomes of them. */
-static void sl_products(const Conv *conv, const Kernels *kernels, const Cut *cut, long first,
-                        long low, long high, long left, long right, const float *input,
-                        float *products)
+/* Floats between the places of weights that are transformed where they are used. */
+static long sl_weights_step(const Cut *cut, long panel)
+{
+    return cut->wide * PIECE * CHUNK * panel + CHUNK; /* not a power of two */
+}
+
+/* Products of groups [low, high) with panels [left, right). */
+static void sl_products(const Conv *conv, const Kernels *kernels, const Cut *cut, long low,
+                        long high, long left, long right, const float *input, float *products)
 {
     const long panel = kernels->panel, deep = cut->chunks * CHUNK;
+    const float *packed = conv->packed;
     const long groups = high - low, pieces = sl_up(deep, DEPTH);
     const long piece = sl_up(cut->chunks, pieces) * CHUNK; /* no shorter last one */
     for (long place = 0; place < cut->places; place++) {
@@ -297,7 +313,7 @@ static void sl_products(const Conv *conv, const Kernels *kernels, const Cut *cut
                 const float *a = input + (low + group) * cut->group +
                                  (place * deep + from) * cut->size;
                 for (long p = left; p < right; p++) {
-                    const float *b = conv->packed + ((place * cut->panels + p) * deep + from) * panel;
+                    const float *b = packed + ((place * cut->panels + p) * deep + from) * panel;
                     float *c = products + ((p - left) * cut->places + place) * cut->step +
                                group * cut->size * panel;
                     kernels->multiply(cut->size, a, b, c, depth, from > 0,
@@ -306,7 +322,42 @@ static void sl_products(const Conv *conv, const Kernels *kernels, const Cut *cut
             }
         }
     }
-    const long start = first + low * cut->size;
+}
+
+/* The same with weights that are transformed here, for these products alone: reading and
+ * transforming them is less than reading them transformed, which is four times as much. */
+static void sl_products_of_plain(const Conv *conv, const Kernels *kernels, const Cut *cut, long low,
+                                 long high, long left, long right, const float *input,
+                                 float *products, float *weights)
+{
+    const long panel = kernels->panel, deep = cut->chunks * CHUNK, step = sl_weights_step(cut, panel);
+    const long pieces = sl_up(cut->chunks, PIECE), piece = sl_up(cut->chunks, pieces);
+    for (long from = 0; from < cut->chunks; from += piece) {
+        const long depth = sl_least(piece, cut->chunks - from);
+        for (long p = left; p < right; p++)
+            for (long k = 0; k < depth; k++)
+                kernels->filters(conv, p * panel, (from + k) * CHUNK,
+                                 weights + ((p - left) * piece + k) * CHUNK * panel, step);
+        for (long place = 0; place < cut->places; place++) {
+            for (long group = 0; group < high - low; group++) {
+                const float *a = input + (low + group) * cut->group +
+                                 (place * deep + from * CHUNK) * cut->size;
+                for (long p = left; p < right; p++) {
+                    const float *b = weights + place * step + (p - left) * piece * CHUNK * panel;
+                    float *c = products + ((p - left) * cut->places + place) * cut->step +
+                               group * cut->size * panel;
+                    kernels->multiply(cut->size, a, b, c, depth * CHUNK, from > 0, b, 1L << 30);
+                }
+            }
+        }
+    }
+}
+
+/* What becomes of products: outputs, with what comes around them. */
+static void sl_results(const Conv *conv, const Kernels *kernels, const Cut *cut, long first,
+                       long low, long high, long left, long right, const float *products)
+{
+    const long panel = kernels->panel, start = first + low * cut->size;
     const long end = sl_least(first + high * cut->size, cut->tiles);
     for (long p = left; p < right; p++) {
         for (long tile = start; tile < end;) {
@@ -319,38 +370,49 @@ static void sl_products(const Conv *conv, const Kernels *kernels, const Cut *cut
     }
 }
 
+/* Floats of one thread's products. */
 static long sl_products_size(const Cut *cut) { return cut->wide * cut->places * cut->step; }
+
+/* Floats of one thread's weights, where they are transformed here. */
+static long sl_weights_size(const Conv *conv, const Cut *cut, long panel)
+{
+    return conv->kind ? cut->places * sl_weights_step(cut, panel) : 0;
+}
 
 /* Floats of scratch memory. */
 long sl_winograd_work(long rows, long height, long width, long inputs, long outputs, int twice,
-                      int level, int threads)
+                      int kind, int level, int threads)
 {
     const Conv conv = {.rows = rows, .height = height, .width = width, .inputs = inputs,
-                       .outputs = outputs, .twice = twice};
-    const Cut cut = sl_cut(&conv, sl_kernels(level), threads);
-    return cut.block * cut.group + threads * sl_products_size(&cut) + CHUNK;
+                       .outputs = outputs, .twice = twice, .kind = kind};
+    const Kernels *kernels = sl_kernels(level);
+    const Cut cut = sl_cut(&conv, kernels, threads);
+    const long own = sl_products_size(&cut) + sl_weights_size(&conv, &cut, kernels->panel);
+    return cut.block * cut.group + threads * own + CHUNK;
 }
 
-/* x: (rows, height, width, inputs), half as high and wide where `twice`. y: (rows, height, width,
+/* weights: packed by sl_winograd_pack(), or (outputs, inputs, 3, 3) in float32 or float16, as `kind`
+ * says. x: (rows, height, width, inputs), half as high and wide where `twice`. y: (rows, height, width,
  * outputs). affine: (rows, 2, inputs), scale and shift of the input, or NULL; then SiLU where
  * `silu`. bias: (outputs), or (rows, outputs) where bias_step is outputs, or NULL. other: like y,
  * added, or NULL; may be y. work: sl_winograd_work() floats. */
-void sl_winograd(const float *x, const float *packed, const float *affine, const float *bias,
+void sl_winograd(const float *x, const void *weights, const float *affine, const float *bias,
                  const float *other, float *y, float *work, long rows, long height, long width,
-                 long inputs, long outputs, long bias_step, int silu, int twice, int level,
-                 int threads)
+                 long inputs, long outputs, long bias_step, int silu, int twice, int kind,
+                 int level, int threads)
 {
-    const Conv conv = {x, packed, affine, bias, other, y, rows, height, width, inputs, outputs,
-                       bias_step, silu, twice};
+    const Conv conv = {x, weights, affine, bias, other, y, rows, height, width, inputs, outputs,
+                       bias_step, silu, twice, kind};
     const Kernels *kernels = sl_kernels(level);
     const Cut cut = sl_cut(&conv, kernels, threads);
     float *input = (float *)(((uintptr_t)work + 63) & ~(uintptr_t)63);
     float *products = input + cut.block * cut.group;
-    const long block = cut.block * cut.size;
+    const long block = cut.block * cut.size, size = sl_products_size(&cut);
+    const long both = size + sl_weights_size(&conv, &cut, kernels->panel);
 #pragma omp parallel num_threads(threads)
     {
 #ifdef _OPENMP
-        float *own = products + omp_get_thread_num() * sl_products_size(&cut);
+        float *own = products + omp_get_thread_num() * both;
 #else
         float *own = products;
 #endif
@@ -367,8 +429,14 @@ void sl_winograd(const float *x, const float *packed, const float *affine, const
 #pragma omp for schedule(static)
             for (long job = 0; job < shares * sides; job++) {
                 const long low = job / sides * cut.share, left = job % sides * cut.wide;
-                sl_products(&conv, kernels, &cut, first, low, sl_least(low + cut.share, groups),
-                            left, sl_least(left + cut.wide, cut.panels), input, own);
+                const long high = sl_least(low + cut.share, groups);
+                const long right = sl_least(left + cut.wide, cut.panels);
+                if (kind == PACKED)
+                    sl_products(&conv, kernels, &cut, low, high, left, right, input, own);
+                else
+                    sl_products_of_plain(&conv, kernels, &cut, low, high, left, right, input, own,
+                                         own + size);
+                sl_results(&conv, kernels, &cut, first, low, high, left, right, own);
             }
         }
     }

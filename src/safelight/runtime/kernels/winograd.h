@@ -15,6 +15,141 @@ INLINE TARGET VECTOR NAME(load)(const float *from)
 
 INLINE TARGET void NAME(store)(float *to, VECTOR v) { memcpy(to, &v, sizeof v); }
 
+/* WIDTH numbers of a row of weights in float32 or float16. */
+INLINE TARGET VECTOR NAME(fetch)(const char *from, int half)
+{
+    if (!half) return NAME(load)((const float *)from);
+#if WIDTH == 16
+    return (VECTOR)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
+#elif WIDTH == 8
+    return (VECTOR)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
+#else
+    uint16_t bits[WIDTH];
+    float wide[WIDTH];
+    memcpy(bits, from, sizeof bits);
+    for (int k = 0; k < WIDTH; k++) wide[k] = sl_from_half(bits[k]);
+    return NAME(load)(wide);
+#endif
+}
+
+/* WIDTH rows become columns. */
+INLINE TARGET void NAME(turn)(VECTOR v[WIDTH])
+{
+#if defined(__GNUC__) && !defined(__clang__)
+    typedef int32_t mask __attribute__((vector_size(4 * WIDTH)));
+#pragma GCC unroll 4
+    for (int step = 1; step < WIDTH; step *= 2) {
+        mask low, high;
+        for (int k = 0; k < WIDTH; k++) {
+            low[k] = k & step ? k - step + WIDTH : k;
+            high[k] = k & step ? k + WIDTH : k + step;
+        }
+#pragma GCC unroll 16
+        for (int k = 0; k < WIDTH; k++) {
+            if (k & step) continue;
+            const VECTOR a = v[k], b = v[k + step];
+            v[k] = __builtin_shuffle(a, b, low);
+            v[k + step] = __builtin_shuffle(a, b, high);
+        }
+    }
+#else
+    float all[WIDTH][WIDTH], turned[WIDTH];
+    for (int k = 0; k < WIDTH; k++) NAME(store)(all[k], v[k]);
+    for (int k = 0; k < WIDTH; k++) {
+        for (int j = 0; j < WIDTH; j++) turned[j] = all[j][k];
+        v[k] = NAME(load)(turned);
+    }
+#endif
+}
+
+/* G g in one direction. */
+INLINE TARGET void NAME(filter_of)(const VECTOR g[3], VECTOR v[6], int twice)
+{
+    const float a = twice ? 1.0f : 2.0f / 3.0f, b = twice ? 0.625f : 1.5f;
+    const float na = 1.0f / (2 * a * a * (a * a - b * b)), nb = 1.0f / (2 * b * b * (b * b - a * a));
+    const VECTOR even_a = na * g[0] + (na * a * a) * g[2], odd_a = (na * a) * g[1];
+    const VECTOR even_b = nb * g[0] + (nb * b * b) * g[2], odd_b = (nb * b) * g[1];
+    v[0] = (1.0f / (a * a * b * b)) * g[0];
+    v[1] = even_a + odd_a;
+    v[2] = even_a - odd_a;
+    v[3] = even_b + odd_b;
+    v[4] = even_b - odd_b;
+    v[5] = g[2];
+}
+
+/* G g G' of 16 input channels and PANEL outputs, read from weights (outputs, inputs, 3, 3): to
+ * (places, 16, PANEL), places `step` floats apart. */
+INLINE TARGET void NAME(filters_as)(const Conv *conv, long first, long from, float *restrict to,
+                                    long step, const int half, const int twice)
+{
+    const long size = half ? 2 : 4, row = conv->inputs * 9 * size;
+    const long high = sl_least(PANEL, conv->outputs - first);
+    const long wide = sl_chunk_fill(conv->inputs, from) * 9 * size;
+    const char *weight = (const char *)conv->packed + first * row + from * 9 * size;
+    char edge[WIDTH][CHUNK * 9 * 4];
+    float turned[CHUNK * 9][PANEL] __attribute__((aligned(64)));
+    for (long o = 0; o < PANEL; o += WIDTH) {
+        const int whole = o + WIDTH <= high && wide == CHUNK * 9 * size;
+        const char *source = whole ? weight + o * row : edge[0];
+        const long away = whole ? row : (long)sizeof edge[0];
+        if (!whole) {
+            memset(edge, 0, sizeof edge);
+            for (long k = 0; k < WIDTH && o + k < high; k++)
+                memcpy(edge[k], weight + (o + k) * row, (size_t)wide);
+        }
+        for (long c = 0; c < CHUNK * 9; c += WIDTH) {
+            VECTOR v[WIDTH];
+#pragma GCC unroll 16
+            for (int k = 0; k < WIDTH; k++) {
+                v[k] = NAME(fetch)(source + k * away + c * size, half);
+                if (whole) __builtin_prefetch(source + k * away + (c + CHUNK * 9) * size);
+            }
+            NAME(turn)(v);
+#pragma GCC unroll 16
+            for (int k = 0; k < WIDTH; k++) NAME(store)(turned[c + k] + o, v[k]);
+        }
+    }
+    for (int j = 0; j < CHUNK; j++) {
+        for (int part = 0; part < PANEL; part += WIDTH) {
+            VECTOR mid[6][3];
+#pragma GCC unroll 3
+            for (int c = 0; c < 3; c++) {
+                VECTOR g[3], v[6];
+#pragma GCC unroll 3
+                for (int r = 0; r < 3; r++) g[r] = NAME(load)(turned[9 * j + 3 * r + c] + part);
+                NAME(filter_of)(g, v, twice);
+#pragma GCC unroll 6
+                for (int p = 0; p < 6; p++) mid[p][c] = v[p];
+            }
+            float *out = to + j * PANEL + part;
+#pragma GCC unroll 6
+            for (int p = 0; p < 6; p++) {
+                if (twice && p == 2) continue;
+                VECTOR v[6];
+                NAME(filter_of)(mid[p], v, twice);
+#pragma GCC unroll 6
+                for (int q = 0; q < 6; q++) {
+                    if (twice && q == 2) continue;
+                    NAME(store)(out, v[q]);
+                    out += step;
+                }
+            }
+        }
+    }
+}
+
+TARGET static void NAME(filters)(const Conv *conv, long first, long from, float *to, long step)
+{
+    if (conv->kind == HALF && conv->twice)
+        NAME(filters_as)(conv, first, from, to, step, 1, 1);
+    else if (conv->kind == HALF)
+        NAME(filters_as)(conv, first, from, to, step, 1, 0);
+    else if (conv->twice)
+        NAME(filters_as)(conv, first, from, to, step, 0, 1);
+    else
+        NAME(filters_as)(conv, first, from, to, step, 0, 0);
+}
+
 /* The input of a run of tiles, 16 channels, into `strip` (6, SPAN, 16): normalised and through
  * SiLU where asked, and zero beyond the borders and the last channel. */
 TARGET static void NAME(read)(const Conv *conv, Run run, long chunk, float *restrict strip)
@@ -275,7 +410,8 @@ TARGET static void NAME(write)(const Conv *conv, Run run, const float *restrict 
     }
 }
 
-static const Kernels NAME(kernels) = {PANEL, NAME(read), NAME(spread), NAME(multiply), NAME(write)};
+static const Kernels NAME(kernels) = {PANEL, NAME(read), NAME(filters), NAME(spread), NAME(multiply),
+                                      NAME(write)};
 
 #undef VECTOR
 #undef PANEL

@@ -17,9 +17,13 @@ def level() -> int:
     return -1 if lib is None else lib.sl_winograd_level()
 
 
+_PACKED, _PLAIN, _HALF = range(3)
+
+
 @dataclass(frozen=True)
-class Transformed:
-    """Weights of a convolution, transformed: 4 times their size, 2.8 times where ``doubled``."""
+class Weights:
+    """Weights of a convolution: as they are, or transformed, of 4 times their size (2.8 times
+    where ``doubled``)."""
 
     values: Tensor
     inputs: int
@@ -27,9 +31,23 @@ class Transformed:
     doubled: bool
     """Nearest 2x comes before the convolution."""
     level: int
+    kind: int
 
 
-def transform(weight: Tensor, *, doubled: bool = False, at: int | None = None) -> Transformed:
+def plain(weight: Tensor, *, doubled: bool = False, at: int | None = None) -> Weights:
+    """Weights ``(O, I, 3, 3)`` in float32 or float16, which :func:`convolve` transforms each time
+    as it goes. They are used where they lie, and take no more memory.
+
+    Args:
+        at: as for :func:`transform`.
+    """
+    kinds = {torch.float32: _PLAIN, torch.float16: _HALF}
+    outputs, inputs = weight.shape[:2]
+    at = level() if at is None else at
+    return Weights(weight.detach().contiguous(), inputs, outputs, doubled, at, kinds[weight.dtype])
+
+
+def transform(weight: Tensor, *, doubled: bool = False, at: int | None = None) -> Weights:
     """Weights ``(O, I, 3, 3)`` in float32, ready for :func:`convolve`.
 
     Args:
@@ -43,17 +61,18 @@ def transform(weight: Tensor, *, doubled: bool = False, at: int | None = None) -
         *(weight.data_ptr(), values.data_ptr(), inputs, outputs),
         *(doubled, at, torch.get_num_threads()),
     )
-    return Transformed(values, inputs, outputs, doubled, at)
+    return Weights(values, inputs, outputs, doubled, at, _PACKED)
 
 
 def convolve(
     x: Tensor,
-    weights: Transformed,
+    weights: Weights,
     bias: Tensor | None = None,
     *,
     affine: Tensor | None = None,
     silu: bool = False,
     other: Tensor | None = None,
+    over: bool = False,
 ) -> Tensor:
     """The 3x3 convolution of ``x``, stride 1, padding 1, and what comes around it.
 
@@ -64,6 +83,7 @@ def convolve(
             (:func:`safelight.runtime.kernels.norm.affine`).
         silu: whether SiLU follows that.
         other: added to the result, of its shape.
+        over: the result may be written over ``other``.
 
     Returns:
         ``(N, O, H, W)``, or twice as high and wide, channels-last.
@@ -74,13 +94,15 @@ def convolve(
     if weights.doubled:
         height, width = 2 * height, 2 * width
     shape = (rows, weights.outputs, height, width)
-    y = torch.empty(shape, memory_format=torch.channels_last)
     if other is not None:
         other = other.contiguous(memory_format=torch.channels_last)
+    y = other if over and other is not None else None
+    if y is None:
+        y = torch.empty(shape, memory_format=torch.channels_last)
     if bias is not None:
         bias = bias.contiguous()
     sizes = (rows, height, width, weights.inputs, weights.outputs)
-    how = (weights.doubled, weights.level, threads)
+    how = (weights.doubled, weights.kind, weights.level, threads)
     work = torch.empty(lib.sl_winograd_work(*sizes, *how))
     lib.sl_winograd(
         *(None if t is None else t.data_ptr() for t in (x, weights.values, affine, bias, other)),
