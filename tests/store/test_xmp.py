@@ -88,6 +88,7 @@ def test_pillow_reads_the_mark(format, monkeypatch):
     safe = types.ModuleType("defusedxml")  # what Pillow asks for; the parser is Python's own
     safe.ElementTree = ElementTree  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "defusedxml", safe)
+    monkeypatch.setattr(Image, "ElementTree", ElementTree, raising=False)  # asked for at import
     with Image.open(io.BytesIO(file(format, "a cone", "{}"))) as image:
         found = image.getxmp()
     assert found["xmpmeta"]["RDF"]["Description"]["DigitalSourceType"] == TRAINED
