@@ -34,7 +34,7 @@ def expanded(request: GenerateRequest, spec: ModelSpec) -> dict[str, Any]:
     A student (a model with guidance built in, of few steps) is fast already: its own steps and
     sampler stay, and there is no guidance to drop.
     """
-    wanted = dict(PRESETS[request.fast])
+    wanted = dict(PRESETS[request.fast]) if request.fast else {}
     if spec.unet.guidance_embedding_size:
         for name in ("steps", "sampler", "schedule", "guidance_until", "block_cache"):
             wanted.pop(name, None)

@@ -191,7 +191,7 @@ class GenerateRequest(Record):
     """Of the prior, which makes a picture embedding from the prompt (unCLIP l)."""
 
     # Fast modes: docs/fast.md has what each costs. None: off, unless ``fast`` fills it in.
-    fast: Annotated[Whole, Field(ge=0, le=3)] = 0
+    fast: Annotated[Whole, Field(ge=0, le=3)] | None = None
     """A preset of the fields below (and of steps and sampler) that were not given; 0: none. See
     :mod:`safelight.fast`; a resolved request names the fields instead."""
     guidance_until: Annotated[Number, Field(ge=0, le=1)] | None = None
@@ -393,8 +393,8 @@ class GenerateRequest(Record):
         Raises:
             InvalidRequest: the model cannot make pictures of this size.
         """
-        if self.fast:
-            return self.replace(**fast.expanded(self, spec), fast=0).resolved(spec)
+        if self.fast is not None:
+            return self.replace(**fast.expanded(self, spec), fast=None).resolved(spec)
         width, height = self._fitting_size(spec)
         for name, side in (("width", width), ("height", height)):
             if side % spec.vae.factor:

@@ -61,6 +61,21 @@ def find(name: str | Path) -> Path | None:
     return file if file.is_file() else None
 
 
+def student(name: str | Path) -> str:
+    """The shipped model of few steps that was distilled from a shipped one; empty: there is none.
+
+    Raises:
+        WeightsError: it is named, but is not there.
+    """
+    member = find(name)
+    if member is None:
+        return ""
+    spec, _ = _record(member, ModelSpec.model_validate)
+    if spec.student and find(spec.student) is None:
+        raise WeightsError(FAMILY / spec.student, f"the student of {name}, is missing.", _AGAIN)
+    return spec.student
+
+
 def tokenizer(member: Path) -> Tokenizer:
     """A member's, without its networks."""
     _, files = _record(member, ModelSpec.model_validate)
