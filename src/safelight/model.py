@@ -26,9 +26,10 @@ from safelight.errors import InvalidRequest, ModelNotFound, WeightsError
 from safelight.names import DEFAULT_MODEL
 from safelight.nets.clip import TextTower, VisionTower
 from safelight.nets.prior import Prior
+from safelight.nets.tiny_decoder import TinyDecoder
 from safelight.nets.unet import UNet
 from safelight.nets.vae import VAE
-from safelight.parts import builders
+from safelight.parts import builders, load_tiny_decoder
 from safelight.spec import ModelSpec
 from safelight.store.checkers import read_checker
 from safelight.store.weights import digest_of, load_into
@@ -95,6 +96,8 @@ class Model:
     """Mean and spread ``(1, D)`` of picture embeddings (unCLIP); None: 0 and 1."""
     prior: PriorModel | None = None
     """Picture embeddings from prompts (unCLIP with CLIP L)."""
+    tiny_decoder: TinyDecoder | None = None
+    """Latents to pictures at a fraction of the cost; its spec is ``spec.tiny_decoder``."""
     checker: Checker | None = None
     """Its safety checker: pictures are looked at before anybody sees them."""
     local_only: bool = False
@@ -107,10 +110,25 @@ class Model:
         self.schedule = Schedule.from_spec(self.spec.schedule)
         for net in self.networks.values():
             net.requires_grad_(False).eval().to(self.device, self.dtype)
+        if self.tiny_decoder is not None:
+            self._fits(self.tiny_decoder)
         if self.spec.vae.force_float32:
             self.vae.float()
         if self.prior is not None:
             self.prior.to(self.device, self.dtype)
+
+    def _fits(self, decoder: TinyDecoder) -> None:
+        """Take a tiny decoder, which must read this model's latents."""
+        own, vae = decoder.spec, self.spec.vae
+        mine = (vae.latent_channels, vae.in_channels, vae.factor)
+        if (own.latent_channels, own.out_channels, own.factor) != mine:
+            raise InvalidRequest(
+                "tiny_decoder",
+                f"makes {own.out_channels} channels of {own.latent_channels}, {own.factor} times "
+                f"larger; {self.spec.name} needs {mine[1]} of {mine[0]}, {mine[2]} times.",
+            )
+        decoder.requires_grad_(False).eval().to(self.device, self.dtype)
+        self.spec = self.spec.replace(tiny_decoder=own)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -150,6 +168,7 @@ class Model:
         local_only: bool | None = None,
         prior: str | Path | None = None,
         safety_checker: str | Path | None = None,
+        tiny_decoder: str | Path | None = None,
         **original: Any,
     ) -> Model:
         """Load a model by shipped name, folder, file or hub id.
@@ -164,6 +183,7 @@ class Model:
                 reads CLIP L's embeddings.
             safety_checker: a folder or a hub id, in place of the model's own or where it has
                 none.
+            tiny_decoder: a file of weights in TAESD's layout, or a folder with one.
             original: how to read an original single file: ``ema``, ``prediction_type``,
                 ``family``, ``layers``, ``tokenizer``, ``clip_stats`` of
                 :func:`safelight.store.single_file.read_single_file`.
@@ -180,6 +200,9 @@ class Model:
             name, device, dtype, variant, local_only, prior, original, own_checker=checker is None
         )
         model.local_only = bool(local_only)
+        if tiny_decoder is not None:
+            model.tiny_decoder = load_tiny_decoder(Path(tiny_decoder))
+            model._fits(model.tiny_decoder)
         if checker is not None:
             model.checker = checker.to(model.device, model.dtype)
         found = (NO_CHECKER,) if model.checker is None else model.checker.notes

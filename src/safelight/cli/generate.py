@@ -79,6 +79,9 @@ def command(
     block_cache: fast_options.Cache = None,
     block_cache_branch: fast_options.Branch = None,
     decoder: fast_options.Decoder = None,
+    tiny_decoder: Annotated[
+        Path | None, typer.Option("--tiny-decoder", help="A file in TAESD's layout, for any model.")
+    ] = None,
     sampler: Annotated[
         str | None,
         typer.Option("--sampler", "--sampling-method", help="In any program's spelling."),
@@ -272,6 +275,7 @@ def command(
         "dtype": None if dtype is None else dtype.value,
         "prior": prior,
         "safety_checker": safety_checker,
+        **({} if tiny_decoder is None else {"tiny_decoder": tiny_decoder}),
         **folders,
         **original.given(ema, prediction_type, family, layers, tokenizer, clip_stats),
     }
