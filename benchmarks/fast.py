@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny-v")
     parser.add_argument("--count", type=int, default=4000, help="prompts of the list paired")
     parser.add_argument("--only", nargs="+", help="levers; the reference is always there")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="pictures at once")
     parser.add_argument("--kept", type=Path, default=KEPT, help="where verdicts and results lie")
     parser.add_argument("--no-speed", action="store_true", help="quality alone")
     parser.add_argument("--page", action="store_true", help="the page alone, from what is kept")
@@ -100,7 +101,9 @@ def measured(options: argparse.Namespace, results: Path) -> dict[str, Any]:
     old = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
     speed = old.get("speed", {})
     if not options.no_speed:
-        speed = {str(n): speeds(options.model, sides, n, options.rounds, clock) for n in BATCHES}
+        speed = {
+            str(n): speeds(options.model, sides, n, options.rounds, clock) for n in options.batches
+        }
     found = quality(options.model, sides, options.count, options.kept)
     return {
         "schema": 1,
@@ -188,6 +191,9 @@ def quality(
     chosen = prompts.load("paired", count)
     known = dict(_kept(file, sides))
     judge = Judge.load()
+    if file.is_file() and not file.read_bytes().endswith(b"\n"):
+        with file.open("a", encoding="utf-8") as out:  # half a line, of a run that was killed
+            out.write("\n")
     for start in range(0, len(chosen), CHUNK):
         part = chosen[start : start + CHUNK]
         lacking = [
