@@ -42,7 +42,9 @@ def expanded(request: GenerateRequest, spec: ModelSpec) -> dict[str, Any]:
         # Steps are spaced for a sampler: whoever names either has both.
         wanted.pop("sampler", None)
         wanted.pop("schedule", None)
-    if spec.schedule.steps != 1000:  # where the published steps mean nothing
+    if wanted.get("schedule") and spec.schedule.fitted:
+        wanted["schedule"] = "fitted"
+    elif spec.schedule.steps != 1000:  # where the published steps mean nothing
         wanted.pop("schedule", None)
     if spec.tiny_decoder is None:
         wanted.pop("decoder", None)

@@ -212,6 +212,9 @@ class ScheduleSpec(Record):
     steps_offset: int = 1
     final_alpha_one: bool = False
     """``set_alpha_to_one``: the step after the last has alpha-bar 1 instead of alpha-bar[0]."""
+    fitted: tuple[float, ...] = ()
+    """Timesteps that were found to be the best few for this model, falling: what the schedule
+    ``fitted`` visits, or interpolates for other counts. Empty: nobody has looked."""
     options: dict[str, bool | int | float | str] = {}
     """Further published scheduler settings that change the mathematics."""
 

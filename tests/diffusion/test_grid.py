@@ -196,3 +196,16 @@ def test_align_your_steps_is_the_authors() -> None:
         assert found.sigmas == pytest.approx(expected, rel=6e-3)
         whole = grids.timesteps(SCHEDULE, steps, "ays", sampler="dpm++2m")
         assert list(whole.timesteps) == [round(t) for t in found.timesteps]
+
+
+def test_fitted_steps_are_the_models_own() -> None:
+    own = (999.0, 700.0, 300.0, 40.0)
+    fitted = Schedule.from_spec(ScheduleSpec(fitted=own))
+    for sampler in ("dpm++2m", "euler", "ddim", "unipc"):
+        assert grids.timesteps(fitted, 4, "fitted", sampler=sampler).timesteps == own
+    seven = grids.timesteps(fitted, 7, "fitted", sampler="dpm++2m", fractional=True)
+    places = np.log([*(fitted.sigma(t) for t in own), fitted.sigma(0)])
+    at = np.linspace(0, 4, 8)[:-1]
+    assert seven.sigmas == pytest.approx(np.exp(np.interp(at, range(5), places)))
+    with pytest.raises(InvalidRequest, match="nobody has fitted"):
+        grids.timesteps(SCHEDULE, 4, "fitted", sampler="dpm++2m")
