@@ -38,7 +38,7 @@ class TinyDecoderObjective:
         if (spec.latent_channels, spec.factor) != (vae.latent_channels, vae.factor):
             raise InvalidRequest("decoder.blocks", f"needs {vae.factor}x from {vae.channels}.")
         torch.manual_seed(recipe.seed)
-        self.module: TinyDecoder = TinyDecoder(spec)
+        self.module: nn.Module = TinyDecoder(spec)
         if recipe.start is not None:
             self.module.load_state_dict(load_tiny_decoder(recipe.start).state_dict())
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
