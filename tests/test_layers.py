@@ -17,7 +17,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "safelight"
 
 # A unit is a file or a folder of src/safelight; "" is safelight/__init__.py.
 RECORDS = {
-    *("errors", "spec", "presets", "request", "fields", "inputs", "names"),
+    *("errors", "spec", "presets", "fast", "request", "fields", "inputs", "names"),
     *("verdict", "family", "cards"),
 }
 COLUMNS = {"diffusion", "nets", "store", "text"}

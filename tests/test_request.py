@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from safelight import presets
+from safelight import fast, presets
 from safelight.errors import InvalidRequest
 from safelight.names import SAMPLERS
 from safelight.request import ALIASES, MAX_SEED, GenerateRequest, ImageResult, Outcome
+from safelight.spec import TinyDecoderSpec
 
 WRONG: list[tuple[str, Any]] = [
     ("prompt", ""),
@@ -273,3 +274,56 @@ def test_requests_need_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# -- fast modes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"fast": 4}, "fast"),
+        ({"fast": "2x"}, "fast"),
+        ({"guidance_until": 1.5}, "guidance_until"),
+        ({"freeze_context": True}, "freeze_context"),
+        ({"block_cache": 0}, "block_cache"),
+        ({"block_cache_branch": 1}, "block_cache_branch"),
+        ({"block_cache_spacing": "uniform"}, "block_cache_spacing"),
+        ({"block_cache": 2, "block_cache_spacing": "cubic"}, "block_cache_spacing"),
+        ({"decoder": "small"}, "decoder"),
+    ],
+)
+def test_a_wrong_lever_is_named(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        GenerateRequest(prompt="x", **fields)
+    assert caught.value.field == field
+
+
+def test_presets_become_the_levers_they_stand_for() -> None:
+    for strength, table in fast.PRESETS.items():
+        found = GenerateRequest(prompt="x", fast=strength).resolved(presets.SD_V1)
+        expected = {k: v for k, v in table.items() if k != "decoder"}  # sd-v1 has no tiny one
+        assert {name: getattr(found, name) for name in expected} == expected
+        assert found.fast is None
+        assert found.decoder is None
+        text = found.canonical()
+        assert '"fast"' not in text
+        assert GenerateRequest.from_json(text) == found
+
+
+def test_what_was_given_stays_beside_a_preset() -> None:
+    given = {"steps": 33, "sampler": "ddim", "guidance_until": 1.0, "block_cache": 1}
+    found = GenerateRequest(prompt="x", fast=3, **given).resolved(presets.SD_V1)
+    assert {name: getattr(found, name) for name in given} == given
+    assert found.schedule is None, "the preset's steps are placed for its own sampler"
+
+
+def test_a_student_keeps_its_own_steps() -> None:
+    student = presets.SD_V1.replace(
+        steps=4,
+        unet=presets.SD_V1.unet.replace(guidance_embedding_size=64),
+        tiny_decoder=TinyDecoderSpec(),
+    )
+    found = GenerateRequest(prompt="x", fast=3).resolved(student)
+    assert (found.steps, found.guidance_until, found.block_cache) == (4, None, None)
+    assert found.decoder == "tiny"

@@ -61,6 +61,9 @@ PARSED_ONLY = {
     "safelight data dedup PATH": "needs a data set",
     "safelight data index PATH -o INDEX": "needs a data set",
     "safelight data search INDEX": "needs an index",
+    "safelight stilllife sorted cone -o cones --count 8000 --seed 1": "slow: draws thousands",
+    "safelight safety build --concepts recipes/tiny/safety.txt --examples cones --fit "
+    "-o cone-checker": "needs thousands of pictures",
     "safelight batch prompts.csv -o pictures-of-ray --engine ray --workers 4 --ray-address auto": (
         "needs a cluster"
     ),

@@ -29,7 +29,8 @@ from safelight.conditioning import Conditioning
 from safelight.diffusion import guidance
 from safelight.diffusion.solvers import Ask, Solver
 from safelight.errors import Cancelled, SafelightError
-from safelight.runtime import Prepared, Row
+from safelight.runtime import Prepared, Row, Saving
+from safelight.runtime.caching import Memory, Use
 
 if TYPE_CHECKING:
     from safelight.model import Model
@@ -74,6 +75,8 @@ class Picture:
     """Whose UNet answers; None for the engine's. One with adapters has a UNet of its own."""
     unwanted: Callable[[], bool] | None = None
     """Asked before every tick, whoever makes it: whether to cancel."""
+    saving: Saving | None = None
+    """What its network calls leave out, by what they remember; None: nothing."""
 
     _ask: Ask | None = field(default=None, init=False)
     _cancelled: bool = field(default=False, init=False)
@@ -81,6 +84,7 @@ class Picture:
     _error: BaseException | None = field(default=None, init=False)
     _done: threading.Event = field(default_factory=threading.Event, init=False)
     _engine: Engine | None = field(default=None, init=False)
+    _memories: dict[int, Memory] = field(default_factory=dict, init=False)
 
     def cancel(self) -> None:
         """Stop before the next network call. Safe from any thread, any number of times."""
@@ -121,6 +125,7 @@ class Picture:
 
     def _end(self, *, latents: Tensor | None = None, error: BaseException | None = None) -> None:
         self._latents, self._error = latents, error
+        self._memories.clear()
         self.solver.close()
         self._done.set()
 
@@ -154,6 +159,7 @@ class _Row:
     picture: Picture
     ask: Ask
     conditioning: Conditioning
+    use: Use | None = None
 
 
 class Engine:
@@ -280,11 +286,15 @@ class Engine:
             ask = picture._ask
             assert ask is not None
             mix = mixes[id(picture)] = _Mix.of(picture, ask)
-            for branch in mix.branches:
+            uses: Sequence[Use | None] = [None] * len(mix.branches)
+            if picture.saving is not None:
+                uses = picture.saving.uses(picture._memories, mix.branches, ask.index, ask.total)
+            for branch, use in zip(mix.branches, uses, strict=True):
                 conditioning = picture.branches[branch]
                 shape = (tuple(ask.x.shape), conditioning.shape, id(self._runtime(picture)))
-                key = (shape, id(picture)) if picture.alone else shape
-                groups[key].append(_Row(picture, ask, conditioning))
+                kind = None if use is None else use.kind
+                key = (shape, kind, id(picture) if picture.alone else None)
+                groups[key].append(_Row(picture, ask, conditioning, use))
         answers: defaultdict[int, list[Tensor]] = defaultdict(list)
         for rows in groups.values():
             size = self._size(rows[0])
@@ -324,7 +334,7 @@ class Engine:
     def _call(self, rows: list[_Row]) -> Tensor:
         self.calls, self.rows = self.calls + 1, self.rows + len(rows)
         self.work += sum(row.ask.x.shape[-1] * row.ask.x.shape[-2] for row in rows)
-        asked = [Row(row.ask.x, row.ask.timestep, row.conditioning) for row in rows]
+        asked = [Row(row.ask.x, row.ask.timestep, row.conditioning, row.use) for row in rows]
         return self._runtime(rows[0].picture).predict(asked)
 
     def _runtime(self, picture: Picture) -> Prepared:

@@ -26,9 +26,10 @@ from safelight.errors import InvalidRequest, ModelNotFound, WeightsError
 from safelight.names import DEFAULT_MODEL
 from safelight.nets.clip import TextTower, VisionTower
 from safelight.nets.prior import Prior
+from safelight.nets.tiny_decoder import TinyDecoder
 from safelight.nets.unet import UNet
 from safelight.nets.vae import VAE
-from safelight.parts import builders
+from safelight.parts import builders, load_tiny_decoder
 from safelight.spec import ModelSpec
 from safelight.store.checkers import read_checker
 from safelight.store.weights import digest_of, load_into
@@ -97,6 +98,8 @@ class Model:
     """Mean and spread ``(1, D)`` of picture embeddings (unCLIP); None: 0 and 1."""
     prior: PriorModel | None = None
     """Picture embeddings from prompts (unCLIP with CLIP L)."""
+    tiny_decoder: TinyDecoder | None = None
+    """Latents to pictures at a fraction of the cost; its spec is ``spec.tiny_decoder``."""
     checker: Checker | None = None
     """Its safety checker: pictures are looked at before anybody sees them."""
     plan: str = "speed"
@@ -113,6 +116,8 @@ class Model:
             net.requires_grad_(False).eval()
             if self.plan != "low-memory":
                 net.to(self.device, self.dtype)
+        if self.tiny_decoder is not None:
+            self._fits(self.tiny_decoder)
         if self.plan == "low-memory":
             self._store()
         elif self.spec.vae.force_float32:
@@ -127,6 +132,19 @@ class Model:
             # A tower in float32 is mapped from its file, and given back once it has been read.
             if net in (self.unet, self.vae) or next(net.parameters()).dtype != torch.float32:
                 stored.store(net)
+
+    def _fits(self, decoder: TinyDecoder) -> None:
+        """Take a tiny decoder, which must read this model's latents."""
+        own, vae = decoder.spec, self.spec.vae
+        mine = (vae.latent_channels, vae.in_channels, vae.factor)
+        if (own.latent_channels, own.out_channels, own.factor) != mine:
+            raise InvalidRequest(
+                "tiny_decoder",
+                f"makes {own.out_channels} channels of {own.latent_channels}, {own.factor} times "
+                f"larger; {self.spec.name} needs {mine[1]} of {mine[0]}, {mine[2]} times.",
+            )
+        decoder.requires_grad_(False).eval().to(self.device, self.dtype)
+        self.spec = self.spec.replace(tiny_decoder=own)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -167,6 +185,7 @@ class Model:
         prior: str | Path | None = None,
         safety_checker: str | Path | None = None,
         plan: str | None = None,
+        tiny_decoder: str | Path | None = None,
         **original: Any,
     ) -> Model:
         """Load a model by shipped name, folder, file or hub id.
@@ -183,6 +202,7 @@ class Model:
                 none.
             plan: ``speed`` (default), ``low-memory``, which holds weights in float16 and takes
                 about half the memory, or ``reference``, the networks as they are written.
+            tiny_decoder: a file of weights in TAESD's layout, or a folder with one.
             original: how to read an original single file: ``ema``, ``prediction_type``,
                 ``family``, ``layers``, ``tokenizer``, ``clip_stats`` of
                 :func:`safelight.store.single_file.read_single_file`.
@@ -207,6 +227,9 @@ class Model:
             plan=plan,
         )
         model.local_only = bool(local_only)
+        if tiny_decoder is not None:
+            model.tiny_decoder = load_tiny_decoder(Path(tiny_decoder))
+            model._fits(model.tiny_decoder)
         if checker is not None:
             model.checker = checker.to(model.device, model.dtype)
         found = (NO_CHECKER,) if model.checker is None else model.checker.notes

@@ -88,6 +88,7 @@ SCHEDULES: tuple[Schedule, ...] = (
     Schedule("karras", "Karras", ("use_karras_sigmas",)),
     Schedule("exponential", "Exponential", ("use_exponential_sigmas",)),
     Schedule("ays", "Align Your Steps", ("align_your_steps_sd15",)),
+    Schedule("fitted", "", ("gits",)),
 )
 _AUTOMATIC = ("", "auto", "automatic", "default", "none")
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from safelight.errors import WeightsError
 from safelight.nets.clip import TextTower, VisionTower
+from safelight.nets.tiny_decoder import TinyDecoder, plain_keys, spec_of
 from safelight.nets.unet import UNet
 from safelight.nets.vae import VAE
 from safelight.spec import (
@@ -26,6 +27,7 @@ from safelight.spec import (
     Record,
     ScheduleSpec,
     TextSpec,
+    TinyDecoderSpec,
     UNetSpec,
     VAESpec,
     VisionSpec,
@@ -49,6 +51,9 @@ def builders(spec: ModelSpec) -> dict[str, Callable[[], nn.Module]]:
     if spec.vision is not None:
         vision = spec.vision
         found["vision"] = lambda: VisionTower(vision)
+    if spec.tiny_decoder is not None:
+        decoder = spec.tiny_decoder
+        found["tiny_decoder"] = lambda: TinyDecoder(decoder)
     return found
 
 
@@ -67,6 +72,32 @@ def load_vision(folder: Path) -> VisionTower:
 def load_vae(folder: Path) -> VAE:
     """The autoencoder of a folder."""
     return _filled(VAE(_spec(folder / "vae.json", VAESpec)), folder / "vae.safetensors")
+
+
+def load_tiny_decoder(place: Path) -> TinyDecoder:
+    """A tiny decoder from a file in TAESD's layout (its author's or ``AutoencoderTiny``'s),
+    or from a folder with one. A run's folder says beside it how its latents are scaled.
+
+    Raises:
+        WeightsError: there is none, or its weights are not one's.
+    """
+    names = ("tiny_decoder", "diffusion_pytorch_model", "taesd_decoder")
+    files = [place] if place.is_file() else [place / f"{name}.safetensors" for name in names]
+    file = next((each for each in files if each.is_file()), None)
+    if file is None:
+        raise WeightsError(place, "holds no tiny decoder.", "Give TAESD's .safetensors file.")
+    contents = read_weights(file)
+    ours = plain_keys(list(contents.entries))
+    entries = {ours[name]: entry for name, entry in contents.entries.items() if name in ours}
+    try:
+        spec = spec_of({name: tuple(entry.shape) for name, entry in entries.items()})
+    except ValueError as error:
+        raise WeightsError(file, f"holds no tiny decoder: {error}.") from None
+    if (card := file.with_suffix(".json")).is_file():
+        spec = _spec(card, TinyDecoderSpec)
+    decoder = TinyDecoder(spec)
+    load_into(decoder, contents.replace(entries), dtype=torch.float32)
+    return decoder.eval()
 
 
 def load_unet(folder: Path) -> tuple[UNet, ScheduleSpec]:

@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from safelight import names
+from safelight import fast, names
 from safelight.errors import InvalidRequest
 from safelight.fields import (
     MAX_SIDE,
@@ -190,6 +190,23 @@ class GenerateRequest(Record):
     prior_guidance_scale: Annotated[Number, Field(ge=0, le=1000)] | None = None
     """Of the prior, which makes a picture embedding from the prompt (unCLIP l)."""
 
+    # Fast modes: docs/fast.md has what each costs. None: off, unless ``fast`` fills it in.
+    fast: Annotated[Whole, Field(ge=0, le=3)] | None = None
+    """A preset of the fields below (and of steps and sampler) that were not given; 0: none. See
+    :mod:`safelight.fast`; a resolved request names the fields instead."""
+    guidance_until: Annotated[Number, Field(ge=0, le=1)] | None = None
+    """Share of the steps after which guidance is dropped: the prompt's branch alone is asked."""
+    freeze_context: Flag | None = None
+    """From there on cross-attention says what it said at the last guided step (T-GATE)."""
+    block_cache: Annotated[Whole, Field(ge=1, le=50)] | None = None
+    """Run the whole UNet once in so many calls, between them its outer layers alone (DeepCache)."""
+    block_cache_branch: Annotated[Whole, Field(ge=0, le=100)] | None = None
+    """How far in the outer layers reach: the skip connection that stays live; 0: the first."""
+    block_cache_spacing: Literal["uniform", "quadratic"] | None = None
+    """Where the whole calls are: evenly, or closest together a third into the run."""
+    decoder: Literal["full", "tiny"] | None = None
+    """What turns latents into the picture: ``tiny`` where the model has such a decoder."""
+
     def __init__(self, **fields: Any) -> None:
         try:
             super().__init__(**fields)
@@ -284,6 +301,17 @@ class GenerateRequest(Record):
             raise InvalidRequest("mask_crop", "needs a mask.", "Give mask too.")
         return self
 
+    @model_validator(mode="after")
+    def _levers_agree(self) -> Self:
+        for name in ("block_cache_branch", "block_cache_spacing"):
+            if getattr(self, name) is not None and self.block_cache is None and not self.fast:
+                raise InvalidRequest(name, "needs block_cache.", "Give block_cache=2 or more.")
+        if self.freeze_context and self.guidance_until is None and not self.fast:
+            raise InvalidRequest(
+                "freeze_context", "needs guidance_until.", "Say from where on: 0.5 is half way."
+            )
+        return self
+
     @property
     def looks(self) -> bool:
         """Whether a picture, or its embedding, comes with it."""
@@ -359,11 +387,14 @@ class GenerateRequest(Record):
         """The same request with every choice made: the card's defaults, and a seed.
 
         ``schedule`` and ``eta`` may stay None: the model's own spacing, the sampler's own noise.
-        A seed that is drawn is below 2^32, where diffusers draws the same noise.
+        A seed that is drawn is below 2^32, where diffusers draws the same noise. ``fast`` has
+        become the fields it stands for.
 
         Raises:
             InvalidRequest: the model cannot make pictures of this size.
         """
+        if self.fast is not None:
+            return self.replace(**fast.expanded(self, spec), fast=None).resolved(spec)
         width, height = self._fitting_size(spec)
         for name, side in (("width", width), ("height", height)):
             if side % spec.vae.factor:

@@ -20,6 +20,7 @@ from safelight.errors import WeightsError
 from safelight.nets.clip import TextTower
 from safelight.nets.prior import Prior
 from safelight.nets.safety_head import SafetyHead
+from safelight.nets.tiny_decoder import TinyDecoder
 from safelight.parts import builders
 from safelight.spec import ModelSpec, SafetySpec
 from safelight.store.weights import StateDict, digest_of, load_into, read_weights, sha256
@@ -59,6 +60,21 @@ def find(name: str | Path) -> Path | None:
     """A member's ``model.json``, or None."""
     file = FAMILY / str(name) / "model.json"
     return file if file.is_file() else None
+
+
+def student(name: str | Path) -> str:
+    """The shipped model of few steps that was distilled from a shipped one; empty: there is none.
+
+    Raises:
+        WeightsError: it is named, but is not there.
+    """
+    member = find(name)
+    if member is None:
+        return ""
+    spec, _ = _record(member, ModelSpec.model_validate)
+    if spec.student and find(spec.student) is None:
+        raise WeightsError(FAMILY / spec.student, f"the student of {name}, is missing.", _AGAIN)
+    return spec.student
 
 
 def tokenizer(member: Path) -> Tokenizer:
@@ -133,7 +149,10 @@ def _checked(file: dict[str, str]) -> StateDict:
 def _built(build: Callable[[], Net], file: dict[str, str], dtype: torch.dtype) -> Net:
     with torch.device("meta"):
         net = build()
-    load_into(net, _checked(file), dtype=dtype)
+    tensors = _checked(file)
+    if isinstance(net, TinyDecoder):  # published beside an encoder, under its own name
+        tensors = tensors.renamed(lambda key: key.removeprefix("decoder."))
+    load_into(net, tensors, dtype=dtype)
     return net
 
 

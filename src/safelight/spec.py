@@ -103,6 +103,34 @@ class VAESpec(Record):
         return 2 ** (len(self.channels) - 1)
 
 
+class TinyDecoderSpec(Record):
+    """A small decoder in the layout of TAESD (published as the decoder of ``AutoencoderTiny``).
+
+    One entry a level, coarsest first, as the published config has them.
+    """
+
+    latent_channels: int = 4
+    out_channels: int = 3
+    channels: tuple[int, ...] = (64, 64, 64, 64)
+    """``decoder_block_out_channels``: of each level's convolutions; the published are all equal,
+    because a level reads what the one before it wrote."""
+    blocks: tuple[int, ...] = (3, 3, 3, 1)
+    """``num_decoder_blocks``."""
+    scale: float = 1.0
+    """What the model's scaled latents are multiplied by before they are read."""
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> Self:
+        if len(self.channels) != len(self.blocks) or len(set(self.channels)) != 1:
+            raise ValueError("channels and blocks need one entry a level, channels all equal")
+        return self
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent cell along one side."""
+        return 2 ** (len(self.blocks) - 1)
+
+
 class TextSpec(Record):
     """A CLIP text tower (``CLIPTextModel``, with projection ``CLIPTextModelWithProjection``)."""
 
@@ -184,6 +212,9 @@ class ScheduleSpec(Record):
     steps_offset: int = 1
     final_alpha_one: bool = False
     """``set_alpha_to_one``: the step after the last has alpha-bar 1 instead of alpha-bar[0]."""
+    fitted: tuple[float, ...] = ()
+    """Timesteps that were found to be the best few for this model, falling: what the schedule
+    ``fitted`` visits, or interpolates for other counts. Empty: nobody has looked."""
     options: dict[str, bool | int | float | str] = {}
     """Further published scheduler settings that change the mathematics."""
 
@@ -220,6 +251,10 @@ class ModelSpec(Record):
     """``sd-v1 sd-v2 image-variations unclip depth inpaint x4-upscaler``."""
     unet: UNetSpec
     vae: VAESpec
+    tiny_decoder: TinyDecoderSpec | None = None
+    """Turns latents into pictures at a fraction of the cost: previews, and ``decoder="tiny"``."""
+    student: str = ""
+    """The shipped model of few steps that was distilled from this one; empty: there is none."""
     text: TextSpec | None = None
     vision: VisionSpec | None = None
     prior: PriorSpec | None = None

@@ -29,7 +29,7 @@ from PIL import Image
 
 from micro_models import ToyUNet, toy_model
 from safelight import provenance
-from safelight.batch import ledger, runner, window
+from safelight.batch import keeper, ledger, runner, window
 from safelight.batch.rows import seed_of
 from safelight.errors import InvalidRequest, ModelNotFound, SafelightError
 from safelight.generate import Cancel, Generator
@@ -205,6 +205,13 @@ def test_restart_forgets_the_pictures_too(tmp_path: Path, whole: Path) -> None:
     }
 
 
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures do not run ahead of their files: a slow disk must not let all rows end first."""
+    monkeypatch.setattr(keeper, "_WAITING", 1)
+
+
+@pytest.mark.usefixtures("hasty")
 def test_other_weights_are_noticed(tmp_path: Path) -> None:
     file, cancel = write(tmp_path / "rows.jsonl"), Cancel()
     one, other = toy_model(), toy_model()
@@ -220,6 +227,7 @@ def test_other_weights_are_noticed(tmp_path: Path) -> None:
         run(file, tmp_path / "out", loader=lambda *_, **__: Generator(other))
 
 
+@pytest.mark.usefixtures("hasty")
 def test_cancelled_it_ends_at_once_and_goes_on(tmp_path: Path, whole: Path) -> None:
     file = write(tmp_path / "rows.jsonl")
     cancel = Cancel()

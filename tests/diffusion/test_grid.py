@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from diffusers.schedulers import AysSchedules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -179,3 +180,32 @@ def test_every_grid_is_sound(n: int, spacing: str, sampler: str) -> None:
     assert np.all(np.diff(plan.sigmas) < 0) or sampler == "pndm"
     assert np.isfinite(plan.sigmas).all()
     assert all(t <= s for s, t in zip(plan.sigmas, plan.targets, strict=True))
+
+
+def test_align_your_steps_is_the_authors() -> None:
+    """Their lists, and their interpolation: log-linear over evenly spaced places."""
+    assert list(grids.AYS_TIMESTEPS) == AysSchedules["StableDiffusionTimesteps"]
+    published = [*AysSchedules["StableDiffusionSigmas"][:-1], SCHEDULE.sigma(0)]  # 0 ends a run
+    ten = grids.timesteps(SCHEDULE, 10, "ays", sampler="dpm++2m")
+    assert ten.sigmas == pytest.approx(published[:-1], rel=4e-3)  # printed to three places
+    for steps in (4, 7, 15, 25):
+        at = np.linspace(0, 1, steps + 1)[:-1]
+        places = np.linspace(0, 1, len(published))
+        expected = np.exp(np.interp(at, places, np.log(published)))
+        found = grids.timesteps(SCHEDULE, steps, "ays", sampler="dpm++2m", fractional=True)
+        assert found.sigmas == pytest.approx(expected, rel=6e-3)
+        whole = grids.timesteps(SCHEDULE, steps, "ays", sampler="dpm++2m")
+        assert list(whole.timesteps) == [round(t) for t in found.timesteps]
+
+
+def test_fitted_steps_are_the_models_own() -> None:
+    own = (999.0, 700.0, 300.0, 40.0)
+    fitted = Schedule.from_spec(ScheduleSpec(fitted=own))
+    for sampler in ("dpm++2m", "euler", "ddim", "unipc"):
+        assert grids.timesteps(fitted, 4, "fitted", sampler=sampler).timesteps == own
+    seven = grids.timesteps(fitted, 7, "fitted", sampler="dpm++2m", fractional=True)
+    places = np.log([*(fitted.sigma(t) for t in own), fitted.sigma(0)])
+    at = np.linspace(0, 4, 8)[:-1]
+    assert seven.sigmas == pytest.approx(np.exp(np.interp(at, range(5), places)))
+    with pytest.raises(InvalidRequest, match="nobody has fitted"):
+        grids.timesteps(SCHEDULE, 4, "fitted", sampler="dpm++2m")

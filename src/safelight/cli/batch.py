@@ -17,6 +17,7 @@ import typer
 from rich.text import Text
 
 from safelight.cli import adapters, show
+from safelight.cli import fast as fast_options
 from safelight.cli.generate import Dtype, both_sides
 from safelight.errors import Cancelled, InvalidRequest, SafelightError
 from safelight.inputs import MAX_BYTES
@@ -49,6 +50,7 @@ def command(
         float | None,
         typer.Option("--guidance-scale", "--cfg-scale", "--scale", help="The prompt's pull."),
     ] = None,
+    fast: fast_options.Fast = None,
     sampler: Annotated[
         str | None, typer.Option("--sampler", help="In any program's spelling.")
     ] = None,
@@ -159,6 +161,7 @@ def command(
     fields = {
         "negative_prompt": negative_prompt,
         "steps": steps,
+        "fast": fast,
         "guidance_scale": guidance_scale,
         "sampler": sampler,
         "schedule": schedule,
@@ -192,7 +195,7 @@ def command(
         file=file,
         folder=output,
         fields=fields,
-        model=model,
+        model=fast_options.model_for(model, fast),
         seed=seed,
         same_seed=same_seed,
         ignore=ignore,

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from safelight import __version__, names
 from safelight.cli import adapters, naming, original, show
+from safelight.cli import fast as fast_options
 from safelight.errors import Cancelled, InvalidRequest, SafelightError
 from safelight.inputs import MAX_BYTES
 from safelight.names import DEFAULT_MODEL
@@ -71,6 +72,16 @@ def command(
     guidance_rescale: Annotated[
         float, typer.Option("--guidance-rescale", help="Against washed-out colours, 0 to 1.")
     ] = 0.0,
+    fast: fast_options.Fast = None,
+    guidance_interval: fast_options.Interval = None,
+    guidance_until: fast_options.Until = None,
+    freeze_context: fast_options.Freeze = False,
+    block_cache: fast_options.Cache = None,
+    block_cache_branch: fast_options.Branch = None,
+    decoder: fast_options.Decoder = None,
+    tiny_decoder: Annotated[
+        Path | None, typer.Option("--tiny-decoder", help="A file in TAESD's layout, for any model.")
+    ] = None,
     sampler: Annotated[
         str | None,
         typer.Option("--sampler", "--sampling-method", help="In any program's spelling."),
@@ -231,9 +242,14 @@ def command(
         raise InvalidRequest("n-iter", f"must be at least 1, not {n_iter}.")
     skips = {"clip_skip": clip_skip, "clip_stop_at_last_layers": clip_stop}
     looked_at = looks(image, mask=mask, depth=depth)
+    levers = fast_options.fields(
+        *(fast, guidance_interval, guidance_until, freeze_context),
+        *(block_cache, block_cache_branch, decoder),
+    )
     request = GenerateRequest.from_kwargs(
         **({} if sentence is None else {"prompt": sentence}),
         **looked_at,
+        **levers,
         mask_feather=mask_feather,
         mask_crop=mask_crop,
         strength=strength,
@@ -266,6 +282,7 @@ def command(
         "prior": prior,
         "safety_checker": safety_checker,
         "plan": picked_plan(low_memory=low_memory, exact_reference=exact_reference),
+        **({} if tiny_decoder is None else {"tiny_decoder": tiny_decoder}),
         **folders,
         **original.given(ema, prediction_type, family, layers, tokenizer, clip_stats),
     }
@@ -349,7 +366,7 @@ def shoot(
 
         if request.deterministic:
             steady()
-        generator = load(model, **machine)
+        generator = load(fast_options.model_for(model, request.fast), **machine)
         (request,) = generator.requests(request=request)
     for note in generator.model.notes:
         say.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
@@ -409,6 +426,9 @@ def _settings(request: GenerateRequest, generator: Generator) -> str:
         parts.append(f"strength {request.strength:g}")
     if request.noise_level is not None:
         parts.append(f"noise level {request.noise_level}")
+    for name in ("guidance_until", "block_cache", "decoder"):
+        if getattr(request, name) is not None:
+            parts.append(f"{name.replace('_', ' ')} {getattr(request, name)}")
     if request.count > 1:
         parts.insert(2, f"{request.count} pictures")
     return " · ".join(parts)

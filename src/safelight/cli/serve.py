@@ -66,6 +66,10 @@ def command(
         list[str] | None,
         typer.Option("--embedding-dir", help="Folder of textual inversions that may be named."),
     ] = None,
+    fast: Annotated[
+        int | None,
+        typer.Option("--fast", min=0, max=3, help="The preset of requests that name none."),
+    ] = None,
     live: Annotated[
         int | None,
         typer.Option("--live", min=1, help="Most pictures that share the networks. [as measured]"),
@@ -151,6 +155,7 @@ def command(
         load="start" if load == "start" else "lazy",
         memory=memory,
         measure=measure,
+        fast=fast,
         live=live,
         patience=patience,
         queue_seconds=queue_seconds,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from safelight.cli import fast as fast_options
 from safelight.cli import naming
 from safelight.cli.generate import Dtype, both_sides, looks, shoot
 from safelight.errors import InvalidRequest
@@ -38,6 +39,10 @@ def command(
     guidance_scale: Annotated[
         float | None, typer.Option("--guidance-scale", "--scale", help="[default: card's]")
     ] = None,
+    fast: fast_options.Fast = None,
+    guidance_until: fast_options.Until = None,
+    block_cache: fast_options.Cache = None,
+    decoder: fast_options.Decoder = None,
     sampler: Annotated[str | None, typer.Option("--sampler", help="In any spelling.")] = None,
     eta: Annotated[float | None, typer.Option("--eta", help="Fresh noise a step, 0 to 1.")] = None,
     seed: Annotated[int, typer.Option("-s", "--seed", help="-1 draws one.")] = -1,
@@ -62,8 +67,10 @@ def command(
     width = height = None
     if size is not None:
         width, height = both_sides(size)
+    levers = fast_options.fields(fast, None, guidance_until, False, block_cache, None, decoder)
     request = GenerateRequest.from_kwargs(
         **looks(image),
+        **levers,
         prompt=prompt,
         negative_prompt=negative_prompt,
         image_weights=None if weights is None else _weights(weights),

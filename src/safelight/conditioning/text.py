@@ -188,6 +188,7 @@ def script(
     scale: float,
     low: float = 0.0,
     high: float = math.inf,
+    share: float = 1.0,
     *,
     guided: bool = True,
 ) -> Script:
@@ -195,7 +196,7 @@ def script(
 
     Args:
         steps: sampling steps; a sampler that asks several times a step reads one text at it.
-        scale, low, high: as for :func:`safelight.diffusion.guidance.program`.
+        scale, low, high, share: as for :func:`safelight.diffusion.guidance.program`.
         guided: False for a student that was distilled from guidance: one branch, the prompt.
 
     Raises:
@@ -227,7 +228,7 @@ def script(
             if alone:
                 one = two = guidance.plain(next(iter(said)))
             else:
-                one = guidance.program(scale, low, high, prompts=said, unconditional=away)
+                one = guidance.program(scale, low, high, share, prompts=said, unconditional=away)
                 two = guidance.composed(1.0, said, unconditional=away)
             known[key] = one, two
         programs.append(known[key])

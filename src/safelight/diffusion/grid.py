@@ -44,7 +44,7 @@ FAMILIES: dict[str, Family] = {
     "lms": "sigma",
 }
 UNIFORM = ("leading", "trailing", "linspace")
-SPACINGS = (*UNIFORM, "karras", "exponential", "ays")
+SPACINGS = (*UNIFORM, "karras", "exponential", "ays", "fitted")
 DEFAULT_SPACING: dict[Family, str] = {
     "table": "leading",
     "pndm": "leading",
@@ -128,7 +128,8 @@ def timesteps(
 
     Args:
         n: number of steps; not with an explicit list.
-        spacing: ``leading``, ``trailing``, ``linspace``, ``karras``, ``exponential`` or ``ays``.
+        spacing: ``leading``, ``trailing``, ``linspace``, ``karras``, ``exponential``, ``ays``, or
+            ``fitted`` where the schedule has steps of its own.
             None: the schedule's own, else the sampler's default.
         sampler: a short name of :data:`FAMILIES`.
         steps_offset: added by ``leading``; None: the schedule's.
@@ -181,8 +182,9 @@ def timesteps(
     elif spacing in UNIFORM:
         ts = _uniform(n or 0, schedule.steps, spacing, offset, family)
         levels = _levels(ts, schedule, table, family)
-    elif spacing == "ays":
-        ts, levels = _ays(n or 0, schedule, table, family, whole=not fractional)
+    elif spacing in ("ays", "fitted"):
+        knots = AYS_TIMESTEPS if spacing == "ays" else schedule.fitted
+        ts, levels = _placed(knots, n or 0, schedule, table, family, whole=not fractional)
     else:
         high, low = table[-1], table[0]
         if family != "multistep":
@@ -382,13 +384,21 @@ def _exponential(n: int, high: float, low: float) -> np.ndarray:
     return np.exp(np.linspace(math.log(high), math.log(low), n))
 
 
-def _ays(
-    n: int, schedule: Schedule, table: np.ndarray, family: Family, *, whole: bool
+def _placed(
+    found: tuple[float, ...],
+    n: int,
+    schedule: Schedule,
+    table: np.ndarray,
+    family: Family,
+    *,
+    whole: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The ten published steps; for other counts, interpolated in log sigma as its authors do."""
-    if schedule.steps != 1000:
+    """Steps that were found; for other counts, interpolated in log sigma as AYS's authors do."""
+    if not found:
+        raise InvalidRequest("schedule", "nobody has fitted steps to this model.", "Use ays.")
+    if found is AYS_TIMESTEPS and schedule.steps != 1000:
         raise InvalidRequest("schedule", "ays is known for models of 1000 timesteps only.")
-    ts = np.asarray(AYS_TIMESTEPS, dtype=float)
+    ts = np.asarray(found, dtype=float)
     if n != len(ts):
         knots = np.log([*table[ts.astype(int)], table[0]])
         at = np.linspace(0, len(ts), n + 1)[:-1]

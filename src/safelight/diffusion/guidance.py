@@ -94,10 +94,25 @@ def interval(inside: Program, low: float, high: float, outside: Program | None =
     return lambda step: inside(step) if low < step.sigma <= high else other(step)
 
 
+def until(inside: Program, share: float, outside: Program | None = None) -> Program:
+    """``inside`` in the first ``share`` of a run's calls, then ``outside`` (by default a plain
+    branch). Zhang et al. 2024, "Cross-Attention Makes Inference Cumbersome in Text-to-Image
+    Diffusion Models" (T-GATE), section 4.
+
+    Args:
+        share: 1 is ``inside`` throughout, 0 never.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"a share of the run is within 0 and 1, not {share}")
+    other = plain() if outside is None else outside
+    return lambda step: inside(step) if step.index < share * step.total else other(step)
+
+
 def program(
     scale: float,
     low: float = 0.0,
     high: float = math.inf,
+    share: float = 1.0,
     *,
     prompts: Mapping[int, float] | None = None,
     unconditional: int = UNCONDITIONAL,
@@ -105,14 +120,16 @@ def program(
     """What a request's guidance scale and interval mean: none, CFG, or CFG in an interval.
 
     Args:
+        share: of the run, after which there is no guidance either; see :func:`until`.
         prompts: as for :func:`composed`; default: branch 1 alone. Outside the interval they are
             added without guidance.
     """
     said = {CONDITIONAL: 1.0} if prompts is None else prompts
     inside = composed(scale, said, unconditional=unconditional)
-    if low <= 0 and math.isinf(high):
-        return inside
-    return interval(inside, low, high, composed(1.0, said, unconditional=unconditional))
+    outside = composed(1.0, said, unconditional=unconditional)
+    if low > 0 or not math.isinf(high):
+        inside = interval(inside, low, high, outside)
+    return inside if share >= 1 else until(inside, share, outside)
 
 
 def by_step(programs: Sequence[Program]) -> Program:

@@ -94,6 +94,7 @@ class Schedule:
             (``set_alpha_to_one``; DDIM and PNDM only).
         steps_offset: added by the ``leading`` spacing.
         spacing: the model's own spacing; None leaves it to the sampler.
+        fitted: timesteps found for this model, for the spacing ``fitted``.
     """
 
     alphas_cumprod: Tensor
@@ -101,6 +102,7 @@ class Schedule:
     final_alpha_one: bool = False
     steps_offset: int = 1
     spacing: str | None = None
+    fitted: tuple[float, ...] = ()
     _sigma: np.ndarray = field(init=False, repr=False)
     _cache: dict[tuple[torch.device, torch.dtype], Tensor] = field(
         init=False, repr=False, default_factory=dict
@@ -127,6 +129,7 @@ class Schedule:
             spec.final_alpha_one,
             spec.steps_offset,
             spec.spacing,
+            spec.fitted,
         )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from safelight.errors import InvalidRequest
 from safelight.request import GenerateRequest
+from safelight.runtime.caching import branch_count
 from safelight.spec import ModelSpec
 
 STARTS = ("sd-v1", "sd-v2", "inpaint", "depth")
@@ -57,9 +58,33 @@ def check(spec: ModelSpec, request: GenerateRequest) -> None:
                 "image_embedding",
                 f"has {len(request.image_embedding)} numbers; {spec.name} reads {width}.",
             )
+    _levers(spec, request)
     level, most = request.noise_level, spec.max_noise_level
     if level is not None and level > most and (family, level) != ("unclip", most + 1):
         raise InvalidRequest("noise_level", f"{level} is more than {spec.name}'s {most}.")
+
+
+def _levers(spec: ModelSpec, request: GenerateRequest) -> None:
+    """Fast modes that this model has no part for."""
+    unet = spec.unet
+    if request.guidance_until is not None and unet.guidance_embedding_size:
+        raise InvalidRequest(
+            "guidance_until",
+            f"{spec.name} has guidance built in: there is none to drop.",
+            "Leave it out.",
+        )
+    most = branch_count(unet) - 1
+    if (request.block_cache_branch or 0) > most:
+        raise InvalidRequest(
+            "block_cache_branch",
+            f"{request.block_cache_branch}, but {spec.name}'s last skip connection is {most}.",
+        )
+    if request.decoder == "tiny" and spec.tiny_decoder is None:
+        raise InvalidRequest(
+            "decoder",
+            f"{spec.name} has no tiny decoder.",
+            "Leave it out; for a model of your own give load(..., tiny_decoder=FILE).",
+        )
 
 
 def _useless(spec: ModelSpec, field: str, systems: tuple[str, ...]) -> InvalidRequest:

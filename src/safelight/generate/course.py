@@ -22,7 +22,9 @@ from safelight.errors import InvalidRequest
 from safelight.generate.able import check
 from safelight.generate.scene import Scene
 from safelight.model import Model
+from safelight.nets.unet import UNet
 from safelight.request import GenerateRequest
+from safelight.runtime import Saving
 from safelight.spec import ScheduleSpec
 from safelight.text import weighting
 from safelight.text.counting import text_windows
@@ -77,6 +79,8 @@ def plot(model: Model, request: GenerateRequest) -> Course:
     solvers.solve(sampler, first, model.schedule, levels, noise=source, **options).close()
     calls = 0 if start == "nothing" else solvers.calls(sampler, levels, **options)
     notes += _noise_notes(model, request)
+    if (left_out := saving(request)) is not None:
+        _remembers(model, left_out)
     course = Course(sampler, levels, options, calls, Scene(model, request), start, tuple(notes))
     screenplay(model, request, course)
     return course
@@ -128,6 +132,18 @@ def _levels(
     else:
         found = grid.timesteps(schedule, count, spacing, sampler=sampler, **steps)
     return found, start, notes
+
+
+def _remembers(model: Model, left_out: Saving) -> None:
+    """Refuse what the model's UNet, or the way it runs here, cannot remember."""
+    if type(model.unet) is not UNet:
+        raise InvalidRequest("block_cache", f"{model.spec.name} has a UNet of another kind.")
+    if left_out.freeze_after < 1 and not model.runtime.plan.fused:
+        raise InvalidRequest(
+            "freeze_context",
+            "works where the network is laid out for the machine: float32 on a CPU.",
+            "Leave it out; guidance_until alone saves most of it.",
+        )
 
 
 def _noise_notes(model: Model, request: GenerateRequest) -> list[str]:
@@ -245,6 +261,21 @@ def picture(
         unguided=play.unguided,
         on_step=on_step,
         alone=request.deterministic,
+        saving=saving(request),
+    )
+
+
+def saving(request: GenerateRequest) -> Saving | None:
+    """What the request's network calls leave out."""
+    interval = request.block_cache or 1
+    frozen = request.guidance_until if request.freeze_context else None
+    if interval == 1 and frozen is None:
+        return None
+    return Saving(
+        interval,
+        request.block_cache_branch or 0,
+        request.block_cache_spacing or "uniform",
+        1.0 if frozen is None else frozen,
     )
 
 
@@ -256,10 +287,11 @@ def screenplay(model: Model, request: GenerateRequest, course: Course) -> Script
     """
     levels, scale = course.grid, request.guidance_scale or 0.0
     low, high = request.guidance_interval or (0.0, float("inf"))
+    share = 1.0 if request.guidance_until is None else request.guidance_until
     # A distilled student is told its scale.
     guided = not model.spec.unet.guidance_embedding_size
     if model.spec.text is None:
-        program = guidance.program(scale, low, high) if guided else guidance.plain()
+        program = guidance.program(scale, low, high, share) if guided else guidance.plain()
         return Script((), 1, program, guidance.plain())
     return script(
         weighting.parse(request.prompt, request.weighting),
@@ -268,6 +300,7 @@ def screenplay(model: Model, request: GenerateRequest, course: Course) -> Script
         scale,
         low,
         high,
+        share,
         guided=guided,
     )
 

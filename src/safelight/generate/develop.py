@@ -20,18 +20,25 @@ NAN_FIX = "Try dtype float32, or a lower guidance scale."
 
 @torch.inference_mode()
 def develop(
-    model: Model, latents: Tensor, breathe: Callable[[], object] | None = None
+    model: Model,
+    latents: Tensor,
+    breathe: Callable[[], object] | None = None,
+    *,
+    tiny: bool = False,
 ) -> tuple[Shown, bool]:
     """Decode ``latents`` (1, C, h, w), in tiles where memory runs out.
 
     Args:
         breathe: called between pieces of the decoder; see :meth:`Engine.interleave
             <safelight.engine.Engine.interleave>`.
+        tiny: by the model's tiny decoder.
 
     Returns:
         what there is to see, before anybody has looked at it; whether it was made in tiles.
     """
     try:
+        if tiny:
+            return _developed(model, latents, lambda z: sketch(model, z)), False
         return _developed(model, latents, lambda z: decode(model, z, breathe)), False
     except Exception as error:
         if not thrift.is_out_of_memory(error):
@@ -58,6 +65,12 @@ def decode(model: Model, latents: Tensor, breathe: Callable[[], object] | None =
         except StopIteration as stop:
             return stop.value
         breathe()
+
+
+def sketch(model: Model, latents: Tensor) -> Tensor:
+    """By the tiny decoder."""
+    assert model.tiny_decoder is not None
+    return model.runtime.sketch(latents.to(next(model.tiny_decoder.parameters()).dtype))
 
 
 def to_image(pixels: Tensor) -> Image.Image:

@@ -28,7 +28,7 @@ from safelight.engine import Progress as Answered
 from safelight.errors import Cancelled, InvalidRequest
 from safelight.generate import guard, thrift
 from safelight.generate.course import Course, notices, picture, plot
-from safelight.generate.develop import NAN_FIX, decode, develop, to_image
+from safelight.generate.develop import NAN_FIX, decode, develop, sketch, to_image
 from safelight.generate.events import Cancel, Clock, Event, Preview
 from safelight.model import Model
 from safelight.names import DEFAULT_MODEL
@@ -386,7 +386,11 @@ class Generator:
             return None
         try:
             with torch.inference_mode():
-                image = to_image(decode(self.model, answered.denoised(), self.breathe))
+                latents = answered.denoised()
+                if self.model.tiny_decoder is not None and job.request.decoder != "full":
+                    image = to_image(sketch(self.model, latents))
+                else:
+                    image = to_image(decode(self.model, latents, self.breathe))
             return guard.preview(self.model, job.request, image, self.moderation)
         except (RuntimeError, MemoryError):  # a preview must never cost the picture
             log.warning("no preview of step %d", step, exc_info=True)
@@ -406,7 +410,8 @@ class Generator:
             return self._result(job, group, shown.outcome, shown.message, shown)
         try:
             latents = job.picture.result()
-            developed, tiled = develop(self.model, latents, self.breathe)
+            tiny = job.request.decoder == "tiny"
+            developed, tiled = develop(self.model, latents, self.breathe, tiny=tiny)
             if developed.image is not None:
                 image = job.course.scene.finished(developed.image)
                 developed = dataclasses.replace(developed, image=image)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from safelight.nets.attention import Attention, FeedForward, SpatialTransformer, TransformerBlock
 from safelight.nets.vae import SpatialAttention
+from safelight.runtime.caching import Stand
 from safelight.runtime.layers import Norm, parts_of
 from safelight.runtime.plan import Plan, pack_linear, packed_linear_gelu, packed_linear_with
 from safelight.runtime.stored import whole
@@ -103,12 +104,14 @@ class CrossAttention:
         second = second + out.bias / heads
         return Read(first.flatten(1)[None].contiguous(), second.flatten(0, 1)[None].contiguous())
 
-    def __call__(self, x: Tensor, normed: Tensor, reads: Sequence[Read]) -> Tensor:
+    def __call__(self, x: Tensor, normed: Tensor, reads: Sequence[Read] | Stand) -> Tensor:
         """``x`` plus attention of ``normed`` to what was read.
 
         Args:
-            reads: for all rows of ``x``, in order.
+            reads: for all rows of ``x``, in order; or who answers instead.
         """
+        if isinstance(reads, Stand):
+            return reads.attend(self, x, normed)
         if len(reads) == 1:
             return self._attend(x, normed, reads[0])
         counts = [read.rows for read in reads]
@@ -193,7 +196,7 @@ class Block:
         """The half that reads no context; nothing where both attentions do."""
         return x if self._own is None else self._own(x, F.layer_norm(x, *self._norms[0]))
 
-    def rest(self, x: Tensor, reads: Iterator[Sequence[Read]]) -> Tensor:
+    def rest(self, x: Tensor, reads: Iterator[Sequence[Read] | Stand]) -> Tensor:
         """Everything from the first cross-attention on."""
         first = len(self._norms) - 1 - len(self.crosses)
         for cross, norm in zip(self.crosses, self._norms[first:], strict=False):
@@ -215,7 +218,7 @@ class Transformer:
     def __call__(
         self,
         x: Tensor,
-        reads: Iterator[Sequence[Read]],
+        reads: Iterator[Sequence[Read] | Stand],
         spread: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """``x`` (N, C, H, W).

@@ -9,9 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from safelight.conditioning import Conditioning
+from safelight.errors import InvalidRequest
 from safelight.nets.vae import VAE, Posterior
+from safelight.runtime import caching
 from safelight.runtime.attention import Read
+from safelight.runtime.caching import Use
 from safelight.runtime.plan import Plan, choose
+from safelight.runtime.tiny_decoder import FusedTinyDecoder
 from safelight.runtime.unet import FusedUNet
 from safelight.runtime.vae import FusedDecoder, FusedEncoder
 from safelight.store.pages import release
@@ -32,6 +36,8 @@ class Row(NamedTuple):
     """``(1, C, h, w)`` noisy latents. Branches of one picture share this very tensor."""
     timestep: float
     conditioning: Conditioning
+    use: Use | None = None
+    """What it remembers from call to call; rows of one call have the same ``kind``."""
 
 
 class _Layout(NamedTuple):
@@ -72,6 +78,8 @@ class Prepared:
         self._fused_unet: FusedUNet | None = None
         self._fused_decoder: FusedDecoder | None = None
         self._fused_encoder: FusedEncoder | None = None
+        self._tiny = model.tiny_decoder
+        self._fused_tiny: FusedTinyDecoder | None = None
         self._unet_parts = tuple(model.unet.modules())
         self._vae_parts = tuple(model.vae.modules())
         if plan.fused:
@@ -96,7 +104,12 @@ class Prepared:
         if unet is None or _touched(self._unet_parts):
             return self._plain(rows)
         layout = self._laid_out(unet, [row.conditioning.tokens for row in rows])
-        answer = self._fused(unet, [rows[k] for k in layout.order], layout.reads)
+        ordered = [rows[k] for k in layout.order]
+        how = caching.first_of([row.use for row in rows])
+        if how is None:
+            answer = self._fused(unet, ordered, layout.reads)
+        else:
+            answer = self._remembering(unet, ordered, layout.reads, how)
         return answer if layout.back is None else answer.index_select(0, layout.back)
 
     def _fused(
@@ -112,14 +125,38 @@ class Prepared:
             if len(slots) > len(firsts):
                 firsts.append(row)
         times, alike = self._time_of(unet, firsts)
-        x = _latents(firsts)
+        x, uses = _latents(firsts), [row.use for row in rows]
+        taps = caching.taps_of(uses)
         if len(firsts) == len(rows):
-            return unet(x, times, reads)
-        index = torch.tensor(places, device=x.device)
-        if alike:
-            return unet(x, times, reads, spread=lambda t: _spread(t, index))
-        later = [time.index_select(0, index) for time in times]
-        return unet(x, later, reads, spread=lambda t: _spread(t, index), first_times=times)
+            answer = unet(x, times, reads, taps=taps)
+        else:
+            index = torch.tensor(places, device=x.device)
+            first = None if alike else times
+            times = times if alike else [time.index_select(0, index) for time in times]
+            spread = lambda t: _spread(t, index)  # noqa: E731
+            answer = unet(x, times, reads, spread=spread, first_times=first, taps=taps)
+        caching.keep(uses, taps)
+        return answer
+
+    def _remembering(
+        self, unet: FusedUNet, rows: Sequence[Row], reads: Sequence[Sequence[Read]], how: Use
+    ) -> Tensor:
+        """A call of rows that all read, or write, what they remember; ``how`` is of their kind."""
+        uses = [row.use for row in rows if row.use is not None]
+        times, _ = self._time_of(unet, rows)
+        watches = [caching.Watch(read) for read in reads] if how.watch else []
+        stands = watches or (caching.frozen(uses) if how.frozen else reads)
+        route = deep = None
+        if how.short and how.branch is not None:
+            route, deep = unet.route(how.branch), caching.deep_of(uses)
+            times = [times[k] for k in route.resnets]
+            stands = [stands[k] for k in route.crosses]
+        taps = caching.taps_of(uses)
+        answer = unet(_latents(rows), times, stands, taps=taps, route=route, deep=deep)
+        caching.keep(uses, taps)
+        if how.watch:
+            caching.watched(uses, watches)
+        return answer
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
@@ -128,6 +165,24 @@ class Prepared:
         if self._fused_decoder is None or _touched(self._vae_parts):
             return self._vae.decode(latents)
         return self._fused_decoder(latents)
+
+    @torch.inference_mode()
+    def sketch(self, latents: Tensor) -> Tensor:
+        """:meth:`decode` by the model's tiny decoder: not the same pixels, at a fraction of the
+        cost.
+
+        Raises:
+            InvalidRequest: it has none.
+        """
+        tiny = self._tiny
+        if tiny is None:
+            raise InvalidRequest("decoder", "this model has no tiny one.", "Leave it out.")
+        if not self.plan.fused:
+            return tiny(latents)
+        if self._fused_tiny is None:
+            with torch.no_grad():
+                self._fused_tiny = FusedTinyDecoder(tiny, self.plan)
+        return self._fused_tiny(latents)
 
     @torch.inference_mode()
     def decoding(self, latents: Tensor) -> Generator[None, None, Tensor]:
@@ -220,7 +275,23 @@ class Prepared:
         tokens = torch.stack([row.conditioning.tokens for row in rows])
         vectors = [row.conditioning.vector for row in rows]
         guides = [row.conditioning.guidance for row in rows]
-        return self._unet(_latents(rows), t, tokens, _stack(vectors), _stack(guides))
+        told = (_latents(rows), t, tokens, _stack(vectors), _stack(guides))
+        uses = [row.use for row in rows]
+        if not any(uses):
+            return self._unet(*told)
+        how = caching.first_of(uses)
+        if how is not None and (how.watch or how.frozen):
+            raise InvalidRequest(
+                "freeze_context",
+                "works where the network is laid out for the machine: float32 on a CPU, no taps.",
+                "Leave it out; guidance_until alone saves most of it.",
+            )
+        branch = how.branch if how is not None and how.short else None
+        deep = None if branch is None else caching.deep_of([use for use in uses if use is not None])
+        taps = caching.taps_of(uses)
+        answer = caching.plain(self._unet, *told, taps=taps, branch=branch, deep=deep)
+        caching.keep(uses, taps)
+        return answer
 
 
 def _keep_pages() -> None:

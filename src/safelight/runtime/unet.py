@@ -8,18 +8,33 @@ What does not change from call to call is asked for once, and handed in by the c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from safelight.nets.unet import DownBlock, UNet, UpBlock
 from safelight.runtime.attention import Read, Transformer
+from safelight.runtime.caching import Stand
 from safelight.runtime.layers import Conv, Down, Norm, Resnet, Up, parts_of
 from safelight.runtime.plan import Plan
 
 Times = Sequence[Tensor]
 """For every residual block, in running order, what :meth:`Resnet.time` gave: ``(1 | N, C)``."""
 Layer = tuple[Resnet, Transformer | None]
+
+
+class Route(NamedTuple):
+    """The way of a call that leaves the inner layers out."""
+
+    down: int
+    """Steps on the way down."""
+    up: int
+    """The first step on the way up."""
+    resnets: list[int]
+    """Which times it needs."""
+    crosses: list[int]
+    """Which reads."""
 
 
 class FusedUNet:
@@ -70,14 +85,32 @@ class FusedUNet:
         """A context ``(S, context_width)`` for every cross-attention."""
         return [cross.read(tokens) for cross in self._crosses]
 
+    def route(self, branch: int) -> Route:
+        """The layers outside skip connection ``branch``."""
+        layers = [k for k, step in enumerate(self._up) if isinstance(step, tuple)]
+        start = layers[len(layers) - 1 - branch]
+        outer = [*self._down[:branch], *self._up[start:]]
+        chosen = [step for step in outer if isinstance(step, tuple)]
+        resnets = [resnet for resnet, _ in chosen]
+        crosses = [cross for _, found in chosen if found is not None for cross in found.crosses]
+        return Route(
+            branch,
+            start,
+            [k for k, resnet in enumerate(self._resnets) if resnet in resnets],
+            [k for k, cross in enumerate(self._crosses) if cross in crosses],
+        )
+
     def __call__(
         self,
         x: Tensor,
         times: Times,
-        reads: Sequence[Sequence[Read]],
+        reads: Sequence[Sequence[Read] | Stand],
         *,
         spread: Callable[[Tensor], Tensor] | None = None,
         first_times: Times | None = None,
+        taps: dict[int, Tensor | None] | None = None,
+        route: Route | None = None,
+        deep: Tensor | None = None,
     ) -> Tensor:
         """Predict.
 
@@ -88,6 +121,9 @@ class FusedUNet:
             spread: ``x`` has fewer rows than the result: copies the rows of any tensor out,
                 and is called where the context is first read.
             first_times: ``times`` before that, where they are stacked.
+            taps: by skip connection, filled with what the layer that reads it is handed.
+            route, deep: of :meth:`route`: compute the outer layers alone, with that as the inner
+                ones' result; ``times`` and ``reads`` are those of the route.
 
         Returns:
             ``(N, out_channels, H, W)``, channels-last.
@@ -107,15 +143,20 @@ class FusedUNet:
                 spread, current = None, times
             return h
 
-        for step in self._down:
+        for step in self._down[: None if route is None else route.down]:
             h = step(h) if isinstance(step, Down) else layer(h, *step)
             skips.append(h)
-        h = layer(h, *self._middle[:2])
-        h = layer(h, self._middle[2], None)
-        for step in self._up:
+        if deep is None:
+            h = layer(h, *self._middle[:2])
+            h = layer(h, self._middle[2], None)
+        else:
+            h = deep.contiguous(memory_format=torch.channels_last)
+        for step in self._up[0 if route is None else route.up :]:
             if isinstance(step, Up):
                 height, width = skips[-1].shape[-2:]
                 h = step(h, (height, width))
-            else:
-                h = layer(torch.cat([h, skips.pop()], dim=1), *step)
+                continue
+            if taps is not None and len(skips) - 1 in taps:
+                taps[len(skips) - 1] = h
+            h = layer(torch.cat([h, skips.pop()], dim=1), *step)
         return self._conv_out(h, norm=self._norm_out)

@@ -48,6 +48,8 @@ class Settings(Limits):
     """GiB that the process may hold before idle models are unloaded."""
     measure: bool = True
     """Choose the size of network calls by measuring the device, once a machine and model."""
+    fast: int | None = Field(default=None, ge=0, le=3)
+    """The preset of requests that name none (:mod:`safelight.fast`); a request's 0 is none."""
     live: int | None = Field(default=None, ge=1, le=1024)
     """Most pictures of a model that share its networks at a time; None: as measured, 8 at least."""
     patience: float = Field(default=60.0, gt=0)
@@ -182,6 +184,9 @@ class House:
         name, asked, asker = self.name(model), visit(), visit().asker
         if asker is not None:
             asker.may_use(name)
+        if self.settings.fast is not None and not restored:
+            named = {"fast": self.settings.fast}
+            requests = [r if r.fast is not None else r.replace(**named) for r in requests]
         for request in requests:
             within(self.settings, request)
         with self.models.using(name) as worker:

@@ -29,6 +29,10 @@ def objective(recipe: Recipe, render: Any = None) -> Any:
             from safelight.train.autoencoder import AutoencoderObjective
 
             return AutoencoderObjective(recipe)
+        case "decoder":
+            from safelight.train.tiny_decoder import TinyDecoderObjective
+
+            return TinyDecoderObjective(recipe)
         case "diffusion":
             from safelight.train.latent import LatentDiffusionObjective
 

@@ -2,6 +2,7 @@
 
     python -m safelight.train.pack clip runs/tiny/clip
     python -m safelight.train.pack vae runs/tiny/vae
+    python -m safelight.train.pack decoder runs/tiny/decoder
     python -m safelight.train.pack prior runs/tiny/prior --name tiny-prior
     python -m safelight.train.pack checker runs/tiny/safety --name tiny-safety
     python -m safelight.train.pack unet runs/tiny/v1 --name tiny-v --guidance-scale 3
@@ -62,6 +63,46 @@ def pack_shared(part: str, run: Path, family: Path = FAMILY) -> None:
         target.mkdir(parents=True, exist_ok=True)
         for file in (run / "tokenizer").iterdir():
             shutil.copy(file, target / file.name)
+
+
+def pack_decoder(run: Path, family: Path = FAMILY) -> list[str]:
+    """Copy a tiny decoder into the family, and name it in every member that has its autoencoder.
+
+    Returns:
+        those members' names.
+    """
+    _half(run / "tiny_decoder.safetensors", family / "shared" / "tiny_decoder.safetensors")
+    shutil.copy(run / "tiny_decoder.json", family / "shared" / "tiny_decoder.json")
+    told = []
+    for card in sorted(family.glob("*/model.json")):
+        record = json.loads(card.read_text())
+        if record["files"]["vae"]["path"] == "shared/vae.safetensors":
+            record["spec"] |= _decoder_spec(family)
+            record["files"] |= _decoder_file(family)
+            card.write_text(json.dumps(record, indent=1) + "\n")
+            told.append(card.parent.name)
+    return told
+
+
+def _decoder_spec(family: Path) -> dict[str, Any]:
+    card = family / "shared" / "tiny_decoder.json"
+    return {"tiny_decoder": json.loads(card.read_text())} if card.is_file() else {}
+
+
+def _decoder_file(family: Path) -> dict[str, dict[str, str]]:
+    path = "shared/tiny_decoder.safetensors"
+    if not (family / path).is_file():
+        return {}
+    return {"tiny_decoder": {"path": path, "sha256": sha256(family / path)}}
+
+
+def _taught(name: str, teacher: Path, family: Path) -> None:
+    """Name a student in its teacher's card, for ``--fast 3``."""
+    card = family / teacher.name / "model.json"
+    if card.is_file():
+        record = json.loads(card.read_text())
+        record["spec"]["student"] = name
+        card.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def pack_prior(name: str, run: Path, family: Path = FAMILY) -> None:
@@ -163,6 +204,11 @@ def pack_member(
         part: {"path": path, "sha256": sha256(family / path)} for part, path in paths.items()
     }
     files["tokenizer"] = {"path": "shared/tokenizer"}
+    if paths["vae"] == "shared/vae.safetensors":
+        spec = spec.model_validate({**spec.model_dump(), **_decoder_spec(family)})
+        files |= _decoder_file(family)
+    if few:
+        _taught(name, Path(recipe["distill"].get("teacher", "")), family)
     record = {"spec": spec.model_dump(mode="json"), "files": files}
     (own / "model.json").write_text(json.dumps(record, indent=1) + "\n")
     return spec
@@ -186,7 +232,7 @@ def _half(source: Path, target: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """See the file's head."""
     parser = argparse.ArgumentParser(prog="python -m safelight.train.pack")
-    parser.add_argument("part", choices=("clip", "vae", "prior", "checker", "unet"))
+    parser.add_argument("part", choices=("clip", "vae", "decoder", "prior", "checker", "unet"))
     parser.add_argument("run", type=Path)
     parser.add_argument("--name", default="tiny-v")
     parser.add_argument("--guidance-scale", type=float, default=3.0)
@@ -201,6 +247,8 @@ def main(arguments: list[str] | None = None) -> None:
             steps=options.steps,
             prior=options.prior,
         )
+    elif options.part == "decoder":
+        pack_decoder(options.run)
     elif options.part in ("prior", "checker"):
         pack = pack_prior if options.part == "prior" else pack_checker
         pack(options.name, options.run)

@@ -16,7 +16,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from safelight.errors import InvalidRequest
-from safelight.spec import PriorSpec, Record, TextSpec, UNetSpec, VAESpec, VisionSpec
+from safelight.spec import (
+    PriorSpec,
+    Record,
+    TextSpec,
+    TinyDecoderSpec,
+    UNetSpec,
+    VAESpec,
+    VisionSpec,
+)
 from safelight.train.data_recipe import DataRecipe
 from safelight.train.personal_recipe import PersonalRecipe
 from safelight.train.sizes import UNETS
@@ -119,6 +127,19 @@ class VAERecipe(Record):
     """Train the decoder alone, on latents that stay as they are."""
 
 
+class DecoderRecipe(Record):
+    """Training of a tiny decoder to make what an autoencoder's own makes."""
+
+    decoder: TinyDecoderSpec
+    vae: Path
+    """A folder with the autoencoder; it stays as it is."""
+    l1: float = 1.0
+    mse: float = 4.0
+    gradient: float = 1.0
+    edges: float = 2.0
+    """These four as in :class:`VAERecipe`."""
+
+
 class DistillRecipe(Record):
     """What a teacher adds to the training of a UNet."""
 
@@ -216,7 +237,7 @@ def _published(unet: Any) -> Any:
     return UNETS[unet]
 
 
-KINDS = ("clip", "vae", "diffusion", "prior", "personal")
+KINDS = ("clip", "vae", "decoder", "diffusion", "prior", "personal")
 
 
 class Recipe(Record):
@@ -248,6 +269,7 @@ class Recipe(Record):
     ema: EMARecipe = EMARecipe()
     clip: CLIPRecipe | None = None
     vae: VAERecipe | None = None
+    decoder: DecoderRecipe | None = None
     diffusion: DiffusionRecipe | None = None
     prior: PriorRecipe | None = None
     personal: PersonalRecipe | None = None
