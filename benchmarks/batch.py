@@ -11,7 +11,6 @@ each picture saved as PNG. All in turns, in one process.
 
 from __future__ import annotations
 
-import itertools
 import json
 import tempfile
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import measure, tiny_model
+from benchmarks import measure, serve, tiny_model
 from safelight import provenance
 from safelight.batch import runner
 from safelight.diffusion.noise import initial_noise
@@ -27,28 +26,7 @@ from safelight.generate import Generator
 from safelight.model import Model
 from safelight.request import GenerateRequest
 
-PROMPTS = (
-    "a red cube on top of a blue sphere",
-    "a green cone to the left of a white torus",
-    "a yellow cylinder in front of a purple sphere",
-    "an orange sphere",
-)
-STEPS, SCALES = (12, 16, 20, 24), (2.0, 3.0, 4.0)
-
-
-def rows(count: int) -> list[dict[str, Any]]:
-    """Rows that differ in everything that may differ at one size."""
-    steps, scales = itertools.cycle(STEPS), itertools.cycle(SCALES)
-    return [
-        {
-            "prompt": PROMPTS[k % len(PROMPTS)],
-            "seed": 100 + k,
-            "steps": next(steps),
-            "guidance_scale": next(scales),
-            "sampler": "dpm++2m",
-        }
-        for k in range(count)
-    ]
+STEPS = (12, 16, 20, 24)
 
 
 def main() -> None:
@@ -59,7 +37,7 @@ def main() -> None:
     report = measure.Report("batch", f"{options.rows} mixed rows of a file")
     report.clean = measure.quiet(force=options.force)
     clock = measure.clock(options, report)
-    model, asked = tiny_model.tiny(report.notes), rows(options.rows)
+    model, asked = tiny_model.tiny(report.notes), serve.asked(options.rows, STEPS)
     generator = Generator(model)
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)

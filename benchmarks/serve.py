@@ -44,9 +44,9 @@ PROMPTS = (
 )
 
 
-def asked(count: int = COUNT) -> list[dict[str, Any]]:
-    """Requests that differ in everything that may differ."""
-    steps, scales = itertools.cycle((12, 16, 20, 25)), itertools.cycle((2.0, 3.0, 4.0))
+def asked(count: int = COUNT, steps_of: Sequence[int] = (12, 16, 20, 25)) -> list[dict[str, Any]]:
+    """Requests that differ in everything that may differ at one size."""
+    steps, scales = itertools.cycle(steps_of), itertools.cycle((2.0, 3.0, 4.0))
     return [
         {
             "prompt": PROMPTS[k % len(PROMPTS)],
