@@ -11,6 +11,7 @@ each picture saved as PNG. All in turns, in one process.
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 from pathlib import Path
